@@ -1,0 +1,89 @@
+"""The door to the native kernel: finds the library, declares signatures, maps error codes to errors.
+
+Each wrapper module declares what it calls, once, at its top:
+
+    _sum = native.function("tersor_sum", [native.array(np.int32), native.INT64])
+    native.check(_sum(values, values.size), "sum")
+
+ctypes releases the GIL during every call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from ..errors import FormatError, KernelError
+
+ABI_VERSION = 1
+"""Must equal `tersor_abi_version()` of the library that is found."""
+
+INT32, INT64, FLOAT32, FLOAT64 = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_double
+BYTES = ctypes.c_char_p
+"""A Python `bytes` object as `const uint8_t *`, without a copy."""
+
+_MESSAGES: dict[int, tuple[type[Exception], str]] = {
+    -1: (KernelError, "the kernel refused its arguments; this is a bug in tersor"),
+    -2: (FormatError, "the stream ends before its content does: the file is truncated or corrupt"),
+    -3: (FormatError, "the stream contradicts itself: the file is corrupt"),
+    -4: (KernelError, "the output buffer is too small; this is a bug in tersor"),
+    -5: (MemoryError, "the kernel could not allocate its working memory"),
+}
+
+
+def array(dtype: DTypeLike, writable: bool = False) -> Any:
+    """Argument type of a C-contiguous NumPy array of `dtype`; anything else is an `ArgumentError`."""
+    return np.ctypeslib.ndpointer(dtype=dtype, flags=("C", "W") if writable else "C")
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The loaded kernel. Raises `KernelError` when it is missing or of another version."""
+    package = __name__.split(".")[0]
+    spec = importlib.util.find_spec(f"{package}._kernel")
+    if spec is None or spec.origin is None:
+        raise KernelError("the native kernel is not built; run `pip install .` (it needs a C++17 compiler)")
+    loaded = ctypes.CDLL(spec.origin)
+    version = int(loaded.tersor_abi_version())
+    if version != ABI_VERSION:
+        raise KernelError(f"the native kernel at {spec.origin} has version {version}, "
+                          f"tersor needs {ABI_VERSION}; install tersor again")
+    return loaded
+
+
+def function(name: str, argtypes: Sequence[Any], restype: Any = INT64) -> Callable[..., Any]:
+    """The kernel's function `name` with its signature declared; loads the library at the first call."""
+    @cache
+    def bound() -> Any:
+        try:
+            found = getattr(library(), name)
+        except AttributeError:
+            raise KernelError(f"the native kernel has no function {name}; install tersor again") from None
+        found.argtypes = list(argtypes)
+        found.restype = restype
+        return found
+
+    return lambda *arguments: bound()(*arguments)
+
+
+def check(result: int, what: str) -> int:
+    """`result` itself when it is not an error code; else raises, naming `what` was being done."""
+    if result >= 0:
+        return result
+    error, message = _MESSAGES.get(result, (KernelError, f"unknown kernel error {result}"))
+    raise error(f"{what}: {message}")
+
+
+_cpu = function("tersor_simd_level", [], INT32)
+
+
+def simd_level() -> int:
+    """1 to use AVX2, 0 for the portable reference, which `TERSOR_PORTABLE=1` in the environment forces."""
+    return 0 if os.environ.get("TERSOR_PORTABLE") == "1" else int(_cpu())
