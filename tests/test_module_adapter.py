@@ -173,3 +173,12 @@ def test_non_contiguous_parameters() -> None:
     np.testing.assert_array_equal(inventory.tensors["weight"], model.weight.detach().numpy())
     load_into(model, {name: array * 2 for name, array in inventory.tensors.items()})
     assert model.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_scripted_modules_are_tensors() -> None:
+    model = nn.Sequential(torch.jit.script(nn.Linear(2, 3)), nn.BatchNorm1d(3))
+    inventory = inventory_of_module(model)
+    assert inventory.names == list(model.state_dict())
+    load_into(model, {name: array * 0 for name, array in inventory.tensors.items()})
+    assert not any(tensor.any() for tensor in model.state_dict().values())

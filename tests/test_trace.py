@@ -175,7 +175,7 @@ def test_other_consumers_forbid_absorbing(what: str) -> None:
     assert graph.absorb == {}
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_scripted_consumers_are_seen() -> None:
     class Scripted(nn.Module):
         def __init__(self) -> None:

@@ -63,7 +63,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     kept += [module.weight for module in model.modules()
              if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None]
     copies = [tensor.detach().clone() for tensor in kept]
-    slots = [(module, dict(module._buffers)) for module in model.modules()]
+    slots = [(module, dict(module._buffers.items())) for module in model.modules()]
     model.eval()
     try:
         yield
@@ -73,7 +73,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for parameter, requires_grad in gradients:
             parameter.requires_grad_(requires_grad)
         for module, buffers in slots:
-            module._buffers.update(buffers)
+            for name, buffer in buffers.items():
+                if module._buffers[name] is not buffer and not isinstance(module, torch.jit.ScriptModule):
+                    module._buffers[name] = buffer
         with torch.no_grad():
             for tensor, copy in zip(kept, copies, strict=True):
                 if not torch.equal(tensor, copy):

@@ -116,7 +116,7 @@ def _entries(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]
         if parameter is not None:
             yield prefix + name, parameter
     for name, buffer in module._buffers.items():
-        if buffer is not None and name not in module._non_persistent_buffers_set:
+        if buffer is not None and name not in getattr(module, "_non_persistent_buffers_set", ()):
             yield prefix + name, buffer
     for name, child in module._modules.items():
         if child is not None:
@@ -178,11 +178,12 @@ def _layers(model: nn.Module, kept: Mapping[str, Tensor], aliases: Mapping[str, 
     for prefix, module in model.named_modules(remove_duplicate=False):
         kind = _kind(module)
         dot = f"{prefix}." if prefix else ""
-        if kind is None or module._parameters.get("weight") is None:
+        if kind is None or getattr(module, "weight", None) is None:
             continue
         name = aliases.get(f"{dot}weight", f"{dot}weight")
-        bias = f"{dot}bias" if module._parameters.get("bias") is not None else None
-        layer = WeightLayer(name, kind, int(getattr(module, "groups", 1)), aliases.get(bias or "", bias))
+        bias = f"{dot}bias" if getattr(module, "bias", None) is not None else None
+        bias = aliases.get(bias or "", bias)
+        layer = WeightLayer(name, kind, int(getattr(module, "groups", 1)), bias if bias in kept else None)
         earlier = found.setdefault(name, layer)
         # An embedding tied to an output layer is an embedding (its rows are words), whoever came first.
         chosen = layer if kind == "embedding" else earlier
@@ -213,7 +214,7 @@ def _batchnorms(model: nn.Module, entries: Mapping[str, Tensor],
     """BatchNorms whose four tensors belong to them alone."""
     owners: dict[str, set[int]] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
-        for name in (*module._parameters, *module._buffers):
+        for name, _ in (*module._parameters.items(), *module._buffers.items()):
             full = f"{prefix}.{name}" if prefix else name
             owners.setdefault(aliases.get(full, full), set()).add(id(module))
     found = []
