@@ -23,7 +23,7 @@ TERSOR_API int32_t tersor_simd_level(void) {
     __cpuidex(r, 7, 0);
     return os_saves && (r[1] & (1 << 5)) != 0;
 #else
-    return __builtin_cpu_supports("avx2") ? 1 : 0;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt") ? 1 : 0;
 #endif
 }
 

@@ -15,7 +15,7 @@
 #if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__) || defined(_MSC_VER))
 #define TERSOR_HAS_AVX2 1
 #if defined(__GNUC__) || defined(__clang__)
-#define TERSOR_AVX2 __attribute__((target("avx2")))
+#define TERSOR_AVX2 __attribute__((target("avx2,popcnt")))
 #else
 #define TERSOR_AVX2
 #endif

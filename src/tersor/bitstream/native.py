@@ -28,6 +28,8 @@ ABI_VERSION = 1
 INT32, INT64, FLOAT32, FLOAT64 = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_double
 BYTES = ctypes.c_char_p
 """A Python `bytes` object as `const uint8_t *`, without a copy."""
+POINTER = ctypes.c_void_p
+"""An address as an integer, or None for null."""
 
 _MESSAGES: dict[int, tuple[type[Exception], str]] = {
     -1: (KernelError, "the kernel refused its arguments; this is a bug in tersor"),
