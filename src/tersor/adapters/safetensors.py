@@ -1,0 +1,154 @@
+"""Safetensors files in and out, every element type that .tersor files hold, without torch.
+
+The `safetensors` library checks a file's header; the tensors are then views of the mapped file, because
+the library's NumPy side has no bfloat16 and no float8. The order of names is that of the data in the
+file, which is how the library writes and lists them, so that a lossless round trip gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from ..bitstream.atomic import atomic_write
+from ..bitstream.dtypes import FLOATS, NUMPY, from_bytes, name_of, to_bytes
+from ..bitstream.source import PathLike
+from ..errors import ModelError
+from .inventory import Array, Inventory, WeightLayer
+
+_LENGTH = struct.Struct("<Q")
+_ALIAS_BYTES = 1024
+"""Equal matrices of at least so many bytes are taken for one tied tensor."""
+
+
+def read(path: PathLike) -> Inventory:
+    """The tensors of a safetensors file, with what their names and shapes tell about them.
+
+    Floating-point tensors with two or more axes whose name ends in "weight" are layers: "conv" with three
+    or more axes, else "linear". BatchNorms are not known to be such (eps is not in the file). Matrices of
+    1 KiB or more with equal dtype, shape and bytes are stored once, as aliases (that is what tied weights
+    become when they are saved), unless all their elements are equal. `parameters` counts floating-point
+    elements without running statistics, each tied tensor once. The arrays are read-only views of the file.
+
+    Raises ModelError where it is not a valid safetensors file or has an element type that tersor does
+    not know (it names the tensor); OSError where it cannot be read.
+    """
+    header, data = _open(path)
+    metadata = header.pop("__metadata__", {})
+    arrays: dict[str, Array] = {}
+    for name in sorted(header, key=lambda key: header[key]["data_offsets"]):
+        entry = header[name]
+        if entry["dtype"] not in NUMPY:
+            raise ModelError(f"{os.fspath(path)}: tensor {name!r} has element type {entry['dtype']}, which "
+                             f"tersor cannot store; it knows {', '.join(NUMPY)}")
+        start, end = entry["data_offsets"]
+        array = from_bytes(data[start:end], entry["dtype"], tuple(entry["shape"]))
+        array.flags.writeable = False
+        arrays[name] = array
+    aliases = _equal_tensors(arrays)
+    tensors = {name: array for name, array in arrays.items() if name not in aliases}
+    return Inventory(tensors=tensors, names=list(arrays), aliases=aliases, layers=_layers(tensors),
+                     batchnorms=[], parameters=_parameters(tensors), metadata=dict(metadata))
+
+
+def write(path: PathLike, tensors: Mapping[str, npt.NDArray[np.generic]],
+          metadata: Mapping[str, str] | None = None, *, overwrite: bool = True) -> int:
+    """Write named arrays as a safetensors file, atomically; returns its size in bytes.
+
+    The data stand in the order of `tensors` where that keeps every tensor aligned to its element size (as
+    it does for the names of a file that the safetensors library wrote), else with larger elements first.
+    Tied tensors are written in full each: the format has no aliases.
+    Raises ModelError for an element type or a name that the format cannot hold.
+    """
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    if "__metadata__" in tensors:
+        raise ModelError("a tensor is called '__metadata__', which safetensors files reserve")
+    order = _aligned_order(tensors)
+    offset = 0
+    for name in order:
+        array = tensors[name]
+        place = [offset, offset + array.nbytes]
+        entries[name] = {"dtype": name_of(array.dtype), "shape": list(array.shape), "data_offsets": place}
+        offset += array.nbytes
+    try:
+        header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ModelError("a tensor name or metadata text is not valid Unicode") from None
+    header += b" " * (-len(header) % 8)
+    with atomic_write(path, overwrite=overwrite) as file:
+        file.write(_LENGTH.pack(len(header)) + header)
+        for name in order:
+            file.write(to_bytes(tensors[name]))
+    return _LENGTH.size + len(header) + offset
+
+
+def _open(path: PathLike) -> tuple[dict[str, Any], memoryview]:
+    """The header as JSON, and the data part of the mapped file. The library has checked both."""
+    name = os.fspath(path)
+    with open(name, "rb") as file:
+        try:
+            with safe_open(name, framework="np"):
+                pass
+        except (SafetensorError, ValueError) as error:
+            raise ModelError(f"{name} is not a valid .safetensors file: {error}") from None
+        mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    (length,) = _LENGTH.unpack_from(mapped)
+    header = json.loads(bytes(mapped[8 : 8 + length]).decode("utf-8"))
+    return header, mapped[8 + length :]
+
+
+def _aligned_order(tensors: Mapping[str, npt.NDArray[np.generic]]) -> Sequence[str]:
+    offset = 0
+    for array in tensors.values():
+        if offset % array.dtype.itemsize:
+            return sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
+        offset += array.nbytes
+    return list(tensors)
+
+
+def _equal_tensors(arrays: Mapping[str, Array]) -> dict[str, str]:
+    """Name -> earlier name of a large matrix with equal dtype, shape and bits.
+
+    Vectors and constants are left alone: untrained biases and LayerNorm weights are equal without being tied.
+    """
+    seen: dict[tuple[str, tuple[int, ...], bytes], list[str]] = {}
+    aliases = {}
+    for name, array in arrays.items():
+        if array.nbytes < _ALIAS_BYTES or array.ndim < 2:
+            continue
+        elements = np.ascontiguousarray(array).reshape(-1, 1).view(np.uint8)  # a row of bytes per element
+        sample = elements[:: max(1, len(elements) // 1024)]
+        if (sample == sample[0]).all() and (elements == elements[0]).all():
+            continue
+        key = (array.dtype.name, array.shape, sample.tobytes())
+        for earlier in seen.setdefault(key, []):
+            if np.array_equal(elements, np.ascontiguousarray(arrays[earlier]).reshape(-1, 1).view(np.uint8)):
+                aliases[name] = earlier
+                break
+        else:
+            seen[key].append(name)
+    return aliases
+
+
+def _layers(tensors: Mapping[str, Array]) -> list[WeightLayer]:
+    layers = []
+    for name, array in tensors.items():
+        if not name.endswith("weight") or array.ndim < 2 or name_of(array.dtype) not in FLOATS:
+            continue
+        bias = name.removesuffix("weight") + "bias"
+        known = bias in tensors and tensors[bias].shape == array.shape[:1]
+        layers.append(WeightLayer(name, "conv" if array.ndim > 2 else "linear", bias=bias if known else None))
+    return layers
+
+
+def _parameters(tensors: Mapping[str, Array]) -> int:
+    return sum(array.size for name, array in tensors.items() if name_of(array.dtype) in FLOATS
+               and not name.endswith(("running_mean", "running_var")))

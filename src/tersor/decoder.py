@@ -1,0 +1,207 @@
+"""From a .tersor file to named arrays: lazily, in threads, without torch.
+
+    with tersor.load("resnet18.tersor") as tensors:
+        tensors["conv1.weight"]            # decodes the one section that holds it, once
+        state = dict(tensors)              # decodes everything
+
+The decoder only follows: it looks up the coding tool of a section and lets it restore the section's
+tensors. A new tool is one module in `tersor.synthesis` and one line in `_TOOLS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .bitstream.container import open_source, read_manifest, read_section
+from .bitstream.dtypes import NUMPY
+from .bitstream.manifest import Manifest, TensorRecord
+from .bitstream.source import Readable, Source
+from .errors import FormatError, UnsupportedError
+from .limits import DEFAULT_LIMITS, Limits
+
+Array: TypeAlias = npt.NDArray[np.generic]
+Decode: TypeAlias = Callable[[bytes, Sequence[TensorRecord], Limits, int], list[Array]]
+
+_TOOLS: dict[int, str] = {0: "raw", 1: "scalar", 2: "batchnorm", 3: "vector"}
+"""Tool id -> module in `tersor.synthesis` with `decode(payload, records, limits, threads)`."""
+
+
+def tool_name(tool: int) -> str:
+    """The name of a coding tool.
+
+    >>> tool_name(0), tool_name(99)
+    ('raw', 'unknown tool 99')
+    """
+    return _TOOLS.get(tool, f"unknown tool {tool}")
+
+
+def decoder_of(tool: int) -> Decode:
+    """The `decode` of a tool. Raises UnsupportedError for a number that this version does not know."""
+    if tool not in _TOOLS:
+        raise UnsupportedError(f"the file uses coding tool {tool}, which this version of tersor does not "
+                               f"know; install a newer one")
+    module = importlib.import_module(f".synthesis.{_TOOLS[tool]}", __package__)
+    decode: Decode = module.decode
+    return decode
+
+
+class TersorFile(Mapping[str, Array]):
+    """The tensors of an open file by name, in state-dict order; decoded section by section when asked for.
+
+    Arrays are kept until `forget()`, so that a name gives the same array every time, and tied names give
+    *the same object*. They are read-only for that reason: take `array.copy()` to change one. All methods
+    may be called from several threads at once.
+
+    Raises FormatError (or a child of it) when the file is not valid: at once for the manifest, when
+    a tensor is asked for if its section is damaged.
+    """
+
+    def __init__(self, source: Source, limits: Limits | None = None, threads: int | None = None) -> None:
+        """`source`: see `tersor.bitstream.source`; closed by `close()`. `threads`: None for all cores."""
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads={threads}: give 1 or more, or None for all cores")
+        self._source = source
+        self._limits = limits or DEFAULT_LIMITS
+        self._threads = threads or _cores()
+        self.manifest: Manifest = read_manifest(source, self._limits)
+        """What the file says of itself; reading it decodes nothing."""
+        self._index = {record.name: i for i, record in enumerate(self.manifest.tensors)}
+        self._sections: dict[int, list[Array]] = {}
+        self._locks = [threading.Lock() for _ in self.manifest.sections]
+        self._places = {index: place for members in self.manifest.members  # of each tensor in its section
+                        for place, index in enumerate(members)}
+
+    def __getitem__(self, name: str) -> Array:
+        index = self._index[name]
+        record = self.manifest.tensors[index]
+        if record.alias_of is not None:
+            index = record.alias_of
+            record = self.manifest.tensors[index]
+        assert record.section is not None  # the manifest was checked: an alias points to a plain tensor
+        return self._decoded(record.section)[self._places[index]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would decode the tensor
+        return name in self._index
+
+    def __repr__(self) -> str:
+        return f"<TersorFile {self._source.label}: {len(self)} tensors, {self.size:,} bytes>"
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return self._source.size
+
+    @property
+    def bits_per_weight(self) -> float:
+        """8 * file bytes / model parameters, everything counted; NaN for a model without parameters."""
+        return 8 * self.size / self.manifest.parameters if self.manifest.parameters else float("nan")
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The text pairs that came with the model."""
+        return dict(self.manifest.metadata)
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Tied name -> name of the tensor that it is."""
+        tensors = self.manifest.tensors
+        return {record.name: tensors[record.alias_of].name
+                for record in tensors if record.alias_of is not None}
+
+    def record(self, name: str) -> TensorRecord:
+        """dtype and shape of a tensor, without decoding it."""
+        return self.manifest.tensors[self._index[name]]
+
+    def read_all(self) -> dict[str, Array]:
+        """All tensors, in state-dict order: the quickest way to a whole model.
+
+        Where there are enough sections to go round, each thread decodes sections of its own, largest
+        first; otherwise the sections come one by one and the coding tool uses the threads.
+        """
+        sections = sorted(range(len(self._locks)), key=lambda i: -self.manifest.sections[i].length)
+        if 1 < self._threads <= len(sections) // 2:
+            with ThreadPoolExecutor(self._threads) as pool:
+                for _ in pool.map(lambda section: self._decoded(section, 1), sections):
+                    pass
+        return dict(self)
+
+    def forget(self) -> None:
+        """Let go of the decoded arrays; they are decoded again when asked for."""
+        self._sections.clear()
+
+    def verify(self) -> None:
+        """Check everything: every checksum, and that every section decodes. Keeps nothing in memory.
+
+        Raises the FormatError that a reader would meet.
+        """
+        for section in range(len(self.manifest.sections)):
+            self._decode(section, self._threads)
+
+    def close(self) -> None:
+        """Close the file. Arrays that were decoded stay."""
+        self._source.close()
+
+    def __enter__(self) -> TersorFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        self.close()
+
+    def _decoded(self, section: int, threads: int | None = None) -> list[Array]:
+        with self._locks[section]:
+            arrays = self._sections.get(section)
+            if arrays is None:
+                arrays = self._sections[section] = self._decode(section, threads or self._threads)
+            return arrays
+
+    def _decode(self, section: int, threads: int) -> list[Array]:
+        """Decode a section and hold the tool to its contract."""
+        tool = self.manifest.sections[section].tool
+        decode = decoder_of(tool)
+        records = self.manifest.records_of(section)
+        payload = read_section(self._source, self.manifest, section)
+        arrays = decode(payload, records, self._limits, threads)
+        for record, array in zip(records, arrays, strict=True):
+            if array.shape != record.shape or array.dtype != NUMPY[record.dtype]:
+                raise FormatError(f"tensor {record.name!r}: the {tool_name(tool)} tool restored "
+                                  f"{array.dtype} {array.shape} for {record.dtype} {record.shape}")
+            array.flags.writeable = False
+        return arrays
+
+
+def load(file: Readable, limits: Limits | None = None, threads: int | None = None) -> TersorFile:
+    """Open a .tersor file: a path, bytes, or a seekable binary file. Decodes nothing yet.
+
+    limits: what the file may ask for; `tersor.limits.DEFAULT_LIMITS` if None.
+    threads: for decoding; None for all cores.
+    Raises FormatError where it is no valid .tersor file, OSError where a path cannot be read.
+    """
+    source = open_source(file)
+    try:
+        return TersorFile(source, limits, threads)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
