@@ -1,4 +1,4 @@
-"""scikit-learn's 8x8 handwritten digits, split once and for all: 1,000 to learn and calibrate on, 797 to test.
+"""scikit-learn's 8x8 handwritten digits, split once and for all: 1,000 to train on, 797 to test.
 
 Calibration data is never evaluation data, so the two parts come from functions of different names.
 """

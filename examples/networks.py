@@ -47,7 +47,7 @@ class CifarBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet for 32x32 images with `depth` = 6 n + 2 layers: 20, 32, 56, ... (He et al. 2016, section 4.2)."""
+    """ResNet for 32x32 images with `depth` = 6 n + 2 layers: 20, 32, 56 (He et al. 2016, section 4.2)."""
 
     def __init__(self, depth: int = 20, classes: int = 10) -> None:
         super().__init__()

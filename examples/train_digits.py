@@ -1,4 +1,4 @@
-"""Trains the network that `make demo` compresses: `python examples/train_digits.py` (one to two minutes on a laptop).
+"""Trains the network that `make demo` compresses: `python examples/train_digits.py` (half a minute).
 
 Writes `examples/digits.safetensors`. Everything is seeded; on another processor the last bits may differ.
 """
@@ -49,7 +49,9 @@ def train(*, epochs: int, batch: int = 64, rate: float = 0.1, seed: int = 0) -> 
         for chosen in torch.randperm(len(images), generator=generator).split(batch):
             if len(chosen) < batch:
                 continue  # one batch of 40 would unsettle the BatchNorm statistics
-            loss = F.cross_entropy(model(shifted(images[chosen], generator)), labels[chosen], label_smoothing=0.05)
+            loss = F.cross_entropy(
+                model(shifted(images[chosen], generator)), labels[chosen], label_smoothing=0.05
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -70,8 +72,10 @@ def main() -> None:
     start = time.perf_counter()
     model = train(epochs=options.epochs, seed=options.seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{parameters:,} parameters, test accuracy {accuracy(model, *test_split()):.2%}, "
-          f"training accuracy {accuracy(model, *train_split()):.2%}, {time.perf_counter() - start:.0f} s")
+    print(
+        f"{parameters:,} parameters, test accuracy {accuracy(model, *test_split()):.2%}, "
+        f"training accuracy {accuracy(model, *train_split()):.2%}, {time.perf_counter() - start:.0f} s"
+    )
     save_file(model.state_dict(), options.output)
     print(f"wrote {options.output} ({options.output.stat().st_size:,} bytes)")
 

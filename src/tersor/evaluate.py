@@ -5,8 +5,8 @@
     print(result.kl, result.top1_change, "+-", result.top1_change_error)
 
 Accuracy is a coarse ruler: on 1,000 images its standard error is nearly a point. KL to the reference ranks
-codecs far more finely, and the *paired* difference of two accuracies on the same images has a smaller error than
-either accuracy.
+codecs far more finely, and the *paired* difference of two accuracies on the same images has a smaller
+error than either accuracy.
 """
 
 from __future__ import annotations
@@ -76,13 +76,19 @@ def compare(reference: Tensor, other: Tensor, labels: Tensor | None = None) -> C
     if labels is None:
         return result
     if labels.shape != reference.shape[:-1]:
-        raise ConfigError(f"labels have shape {list(labels.shape)}, logits {list(reference.shape)}: one label "
-                          f"per sample is needed, {list(reference.shape[:-1])}")
+        raise ConfigError(
+            f"labels have shape {list(labels.shape)}, logits {list(reference.shape)}: one label "
+            f"per sample is needed, {list(reference.shape[:-1])}"
+        )
     truth = labels.detach().to("cpu").flatten()
     right, right_reference = (choice == truth).double(), (choice_reference == truth).double()
     change, error = _mean_and_error(right - right_reference)
     return Comparison(
-        result.count, result.kl, result.kl_error, result.snr, result.agreement,
+        result.count,
+        result.kl,
+        result.kl_error,
+        result.snr,
+        result.agreement,
         top1_reference=float(right_reference.mean()),
         top1=float(right.mean()),
         top1_change=change,
@@ -90,7 +96,9 @@ def compare(reference: Tensor, other: Tensor, labels: Tensor | None = None) -> C
     )
 
 
-def logits(model: nn.Module, batches: Iterable[Any], *, output: Callable[[Any], Tensor] | None = None) -> Tensor:
+def logits(
+    model: nn.Module, batches: Iterable[Any], *, output: Callable[[Any], Tensor] | None = None
+) -> Tensor:
     """Run `model` in eval mode over `batches` and return its outputs on the CPU, stacked: float32 [N, ...].
 
     A batch is an input tensor, or a tuple or list of which the first item is the input; it is moved to the
@@ -112,14 +120,18 @@ def logits(model: nn.Module, batches: Iterable[Any], *, output: Callable[[Any], 
     return torch.cat(parts)
 
 
-def _forward(model: nn.Module, batch: Any, device: torch.device, output: Callable[[Any], Tensor] | None) -> Tensor:
+def _forward(
+    model: nn.Module, batch: Any, device: torch.device, output: Callable[[Any], Tensor] | None
+) -> Tensor:
     """One batch through the model, as float32 on the CPU."""
     inputs = batch[0] if isinstance(batch, tuple | list) else batch
     answer = model(inputs.to(device))
     chosen = output(answer) if output is not None else answer
     if not isinstance(chosen, Tensor):
-        raise ConfigError(f"the model returns a {type(chosen).__name__}, not a tensor: give output=..., a function "
-                          f"that picks the logits out of it")
+        raise ConfigError(
+            f"the model returns a {type(chosen).__name__}, not a tensor: give output=..., a function "
+            f"that picks the logits out of it"
+        )
     return chosen.float().cpu()
 
 
