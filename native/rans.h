@@ -15,7 +15,6 @@ constexpr int MAX_SYMBOLS = 256;  // at most 255 values and the escape
 constexpr int MIN_PRECISION = 12, MAX_PRECISION = 14;
 constexpr uint32_t START = 1u << 16;  // a lane's state before the first symbol is encoded, and its lower bound
 constexpr int MAX_BYPASS = 24;
-constexpr int64_t MAX_FIRST = int64_t{1} << 30;
 
 // A read position that never leaves its bytes.
 struct Bytes {

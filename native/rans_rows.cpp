@@ -50,17 +50,11 @@ float Rows::level(int64_t q) const {
     return q >= -reach && q <= reach ? matrices_.levels[matrix_][q + reach] : static_cast<float>(q);
 }
 
-// The range check and the levels of the alphabet, once per matrix and class.
-int64_t Rows::prepare() {
-    const int b = bypass_[matrix_];
-    const int64_t half = b ? int64_t{1} << (b - 1) : 0, step = int64_t{1} << b;
-    const int64_t lowest = table_->first * step - half;
-    const int64_t highest = (int64_t{table_->first} + table_->size - 1) * step - half + (step - 1);
-    if (lowest < INT32_MIN || highest > INT32_MAX) return TERSOR_CORRUPT;
-    if (matrices_.scales != nullptr && b == 0)
+// The levels of the alphabet, once per matrix and class.
+void Rows::prepare() {
+    if (matrices_.scales != nullptr && bypass_[matrix_] == 0)
         for (int i = 0; i < table_->size; ++i) levels_[i] = level(int64_t{table_->first} + i);
     prepared_ = matrix_;
-    return 0;
 }
 
 int64_t Rows::value(uint8_t symbol, int64_t &q) {
@@ -97,7 +91,8 @@ int64_t Rows::write(const uint8_t *symbols, int64_t n) {
     const int64_t at = row_ * matrices_.columns[matrix_] + column_;
     if (matrices_.scales == nullptr) {
         int32_t *out = static_cast<int32_t *>(matrices_.out[matrix_]) + at;
-        for (int64_t i = 0; i < n; ++i) out[i] = table_->first + symbols[i];
+        const uint32_t first = static_cast<uint32_t>(table_->first);  // an escape, replaced below, may wrap
+        for (int64_t i = 0; i < n; ++i) out[i] = static_cast<int32_t>(first + symbols[i]);
     } else {
         float *out = static_cast<float *>(matrices_.out[matrix_]) + at;
         scale_symbols(levels_, table_->symbols(), symbols, n, matrices_.scales[matrix_][row_], out, simd_);
@@ -116,8 +111,7 @@ int64_t Rows::write(const uint8_t *symbols, int64_t n) {
 
 int64_t Rows::take(const uint8_t *symbols, int64_t n) {
     while (n > 0) {
-        if (matrix_ != prepared_)
-            if (int64_t error = prepare()) return error;
+        if (matrix_ != prepared_) prepare();
         const int64_t left = matrices_.columns[matrix_] - column_, piece = left < n ? left : n;
         if (int64_t error = write(symbols, piece)) return error;
         symbols += piece;

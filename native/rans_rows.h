@@ -46,7 +46,7 @@ private:
     float levels_[MAX_SYMBOLS] = {};
 
     void seek();
-    int64_t prepare();
+    void prepare();
     float level(int64_t q) const;
     int64_t value(uint8_t symbol, int64_t &q);
     int64_t write_each(const uint8_t *symbols, int64_t n);

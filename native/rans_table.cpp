@@ -113,7 +113,7 @@ int64_t parse_table(Bytes &bytes, int precision, Table &table) {
     if (head & 8 || span > 254 || (histogram ? asymmetric || mantissa >= MAX_PRECISION : mantissa != 0))
         return TERSOR_CORRUPT;
     const int64_t first = folded & 1 ? -int64_t{folded >> 1} - 1 : int64_t{folded >> 1};
-    if (first < -MAX_FIRST || first > MAX_FIRST) return TERSOR_CORRUPT;
+    if (first + span > INT32_MAX) return TERSOR_CORRUPT;
     table.first = static_cast<int32_t>(first);
     table.size = static_cast<int32_t>(span) + 1;
     if (histogram) return parse_histogram(bytes, static_cast<int>(mantissa), precision, table);
