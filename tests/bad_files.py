@@ -1,0 +1,80 @@
+"""Files that break one rule each, and the error that must name it: {name: (bytes, error class, message)}.
+
+`python tests/bad_files.py` writes them to tests/golden-errors/, where they stay for ever.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from forge import file_of, manifest_of, tiny_file, varints
+
+from tersor.errors import ChecksumError, FormatError, LimitError, TersorError, UnsupportedError
+
+FOLDER = Path(__file__).parent / "golden-errors"
+
+
+def two(**columns: Any) -> bytes:
+    """Two tensors, a and b, F32 [3] each, both in section 0, unless said otherwise."""
+    default = {"names": ((0, b"a\0"), (0, b"b\0")), "dtypes": (0, 0), "axes": (1, 1),
+               "dims": (4, 0), "homes": (1, 1)}
+    return tiny_file(**default | columns)
+
+
+BAD: dict[str, tuple[bytes, type[TersorError], str]] = {
+    "container-version": (file_of(manifest_of(), container=2), UnsupportedError, "newer"),
+    "tools-version": (file_of(manifest_of(), bytes(13), tools=2), UnsupportedError, "newer"),
+    "flags": (file_of(manifest_of(), bytes(13), flags=1), UnsupportedError, "newer"),
+    "manifest-longer-than-file": (file_of(manifest_of())[:40], FormatError, "truncated"),
+    "not-deflate": (file_of(b"", stored=b"\xff\xff"), FormatError, "inflate"),
+    "inflates-to-more": (file_of(manifest_of(), bytes(13), inflated_length=5), FormatError, "inflate"),
+    "inflates-to-less": (file_of(manifest_of(), bytes(13), inflated_length=500), FormatError, "inflate"),
+    "bytes-after-manifest": (tiny_file(tail=b"\0"), FormatError, "follow the end"),
+    "overlong-number": (tiny_file(metadata=b"\x80\x00"), FormatError, "more bytes than it needs"),
+    "number-cut-off": (tiny_file(metadata=b"\x80"), FormatError, "cut off"),
+    "number-too-large": (tiny_file(metadata=b"\xff" * 9 + b"\x01"), FormatError, "63 bits"),
+    "tensor-count": (tiny_file(count=1000), FormatError, "announced"),
+    "tensor-count-limit": (tiny_file(count=1 << 40), LimitError, "max_tensors"),
+    "empty-name": (tiny_file(names=((0, b"\0"),)), FormatError, "empty"),
+    "name-not-utf8": (tiny_file(names=((0, b"\xff\0"),)), FormatError, "UTF-8"),
+    "name-without-end": (file_of(varints([1, 1]) + b"\0wwwwwwwww"), FormatError, "no end"),
+    "name-shares-too-much": (tiny_file(names=((1, b"w\0"),)), FormatError, "shorter"),
+    "name-twice": (two(names=((0, b"a\0"), (1, b"\0"))), FormatError, "twice"),
+    "name-shares-too-little": (two(names=((0, b"ab\0"), (0, b"ac\0"))), FormatError, "shortest"),
+    "unknown-dtype": (tiny_file(dtypes=(16,)), UnsupportedError, "element type"),
+    "too-many-axes": (tiny_file(axes=(17,), dims=(1,) * 17), LimitError, "max_dimensions"),
+    "axes-cut-off": (tiny_file(axes=(16,), dims=(2,)), FormatError, "announced"),
+    "dimension-of-nothing": (tiny_file(dims=(0,)), FormatError, "axis"),
+    "dimension-said-again": (two(dims=(2, 2)), FormatError, "axis"),
+    "huge-tensor": (tiny_file(axes=(3,), dims=(1 << 62,) * 3), LimitError, "max_tensor_bytes"),
+    "huge-empty-tensor": (tiny_file(axes=(2,), dims=(1, 1 << 62)), LimitError, "max_tensor_bytes"),
+    "no-such-section": (tiny_file(homes=(2,)), FormatError, "section 1 of 1"),
+    "unused-section": (file_of(manifest_of(sections=((0, bytes(13)), (0, b""))), bytes(13)),
+                       FormatError, "holds no tensor"),
+    "alias-of-nothing": (two(homes=(1, 0), targets=(2,)), FormatError, "alias"),
+    "alias-of-alias": (two(names=((0, b"a\0"), (0, b"b\0"), (0, b"c\0")), dtypes=(0,) * 3, axes=(1,) * 3,
+                           dims=(4, 0, 0), homes=(1, 0, 0), targets=(0, 1)), FormatError, "itself"),
+    "alias-of-itself": (two(homes=(1, 0), targets=(1,)), FormatError, "itself"),
+    "alias-of-other-shape": (two(homes=(1, 0), dims=(4, 3), targets=(0,)), FormatError, "alias"),
+    "alias-of-other-dtype": (two(homes=(1, 0), dtypes=(0, 5), targets=(0,)), FormatError, "alias"),
+    "file-too-short": (tiny_file()[:-1], FormatError, "truncated"),
+    "file-too-long": (tiny_file() + b"\0", FormatError, "do not belong"),
+    "metadata-twice": (tiny_file(metadata=b"\2\1k\1a\1k\1b"), FormatError, "twice"),
+    "metadata-not-utf8": (tiny_file(metadata=b"\1\1\xff\0"), FormatError, "UTF-8"),
+    "metadata-cut-off": (tiny_file(metadata=b"\1\1k\x05v"), FormatError, "announced"),
+    "unknown-tool": (tiny_file(tool=77), UnsupportedError, "coding tool 77"),
+    "section-checksum": (tiny_file()[:-1] + b"\1", ChecksumError, "section 0"),
+    "raw-method": (tiny_file(b"\3" + bytes(12)), FormatError, "method"),
+    "raw-empty": (tiny_file(b""), FormatError, "method"),
+    "raw-too-short": (tiny_file(b"\0" + bytes(11)), FormatError, "bytes"),
+    "raw-not-deflate": (tiny_file(b"\1\xff\xff"), FormatError, "inflate"),
+    "raw-bool": (tiny_file(b"\0\1\0\2", dtypes=(12,)), FormatError, "boolean"),
+    "vector-of-integers": (tiny_file(b"", tool=3, dtypes=(1,)), FormatError, "element type"),
+    "batchnorm-of-one": (tiny_file(b"", tool=2), FormatError, "four vectors"),
+}
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, (data, _, _) in BAD.items():
+        (FOLDER / f"{name}.tersor").write_bytes(data)
