@@ -44,7 +44,8 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
     data = data_folder(options.data)
-    results: dict[str, Any] = {"environment": environment(), "options": vars(options), "networks": {}}
+    chosen = {name: getattr(options, name) for name in ("bits", "calibration", "effort", "threads", "fresh")}
+    results: dict[str, Any] = {"environment": environment(), "options": chosen, "networks": {}}
     for name in options.networks:
         tested = subject(name, data, options.calibration)
         entry = run(tested, options)
