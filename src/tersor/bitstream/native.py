@@ -31,6 +31,9 @@ BYTES = ctypes.c_char_p
 POINTER = ctypes.c_void_p
 """An address as an integer, or None for null."""
 
+NO_ROOM = -4
+"""The error code for an output buffer that is too small: a caller may enlarge it and try again."""
+
 _MESSAGES: dict[int, tuple[type[Exception], str]] = {
     -1: (KernelError, "the kernel refused its arguments; this is a bug in tersor"),
     -2: (FormatError, "the stream ends before its content does: the file is truncated or corrupt"),

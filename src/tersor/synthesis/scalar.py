@@ -1,0 +1,258 @@
+"""Tool 1: weights as integers times a step, the step given per tensor or per row.
+
+    weight[r, c] = sign(q) * (|q| - shift) * step[r]        q: the coded integer at row r, column c
+
+`shift` moves the reconstruction point towards zero, one number for |q| = 1 and one for |q| > 1, in
+1/64 of a step. The matrix view of a tensor is [axis 0, all others], or [axis 1, all others] where the
+tensor is marked as swapped (transposed convolutions, embeddings: output channels first). The
+integers are coded by the fast (rANS) or the small (context) coder. docs/format.md, "Tool 1: scalar".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from ..bitstream import context, rans, varint
+from ..bitstream.dtypes import FLOATS
+from ..bitstream.integers import IntegerReader, IntegerWriter
+from ..bitstream.manifest import TensorRecord
+from ..errors import FormatError
+from ..limits import Limits
+from . import grid, spread
+from .rounding import to_dtype
+
+FAST, SMALL = 0, 1
+"""Entropy coders: static rANS, adaptive contexts."""
+
+SHIFT_UNIT = 64
+MAX_SHIFT = 48
+MAX_REACH = 4096
+"""Reconstruction levels up to this |q| come from a table, beyond it the same formula is used directly."""
+
+# Contexts of the integer code.
+_MODE, _SWAPPED, _STEP, _SHIFT, _BYPASS, _RESOLUTION, _CLASS, _PART = range(8)
+_ROW = 8  # the first of eight
+
+
+@dataclass(frozen=True)
+class ScalarCode:
+    """The integers of one tensor.
+
+    q: int32 [rows, columns], the tensor's matrix view.
+    step_index: the step on the logarithmic grid; with `row_index`, the step that row exponents count from.
+    row_index: int64 [rows] or None; row r's step is 2^(step_index/32 + row_index[r] / 2^row_resolution).
+    shift: reconstruction shifts for |q| = 1 and |q| > 1, each 0..48, in 1/64 of a step.
+    """
+
+    q: npt.NDArray[np.int32]
+    step_index: int
+    row_index: npt.NDArray[np.int64] | None = None
+    row_resolution: int = 2
+    shift: tuple[int, int] = (0, 0)
+    swapped: bool = False
+
+    def row_steps(self) -> npt.NDArray[np.float32]:
+        """float32 [rows]: the step of each row."""
+        return _row_steps(self.q.shape[0], self.step_index, self.row_index, self.row_resolution)
+
+    def matrix(self) -> npt.NDArray[np.float32]:
+        """float32 [rows, columns]: what a decoder restores, before rounding to the element type."""
+        return _levels_of(self.q, self.shift) * self.row_steps()[:, None]
+
+    def tensor(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """The restored tensor, float32 of the given shape."""
+        return unview(self.matrix(), shape, self.swapped)
+
+
+def view_shape(shape: tuple[int, ...], swapped: bool) -> context.Shape:
+    """The matrix view of a tensor's shape, with its kernels.
+
+    >>> view_shape((64, 16, 3, 3), False)
+    Shape(rows=64, columns=144, taps=9, width=3, bypass=0)
+    """
+    axis = 1 if swapped else 0
+    rows = shape[axis] if len(shape) > axis else 1
+    rest = [extent for i, extent in enumerate(shape) if i != axis]
+    taps = prod(shape[2:])
+    return context.Shape(rows, prod(rest), max(taps, 1), max(shape[-1], 1) if len(shape) > 2 else 1)
+
+
+def view(tensor: npt.NDArray[np.generic], swapped: bool) -> npt.NDArray[np.generic]:
+    """The matrix view [rows, columns] of a tensor with at least one axis (two where swapped)."""
+    shape = view_shape(tensor.shape, swapped)
+    return (tensor.swapaxes(0, 1) if swapped else tensor).reshape(shape.rows, shape.columns)
+
+
+def unview(matrix: npt.NDArray[np.float32], shape: tuple[int, ...], swapped: bool) -> npt.NDArray[np.float32]:
+    """The tensor of which `matrix` is the view; C-contiguous."""
+    if not swapped:
+        return matrix.reshape(shape)
+    return np.ascontiguousarray(matrix.reshape(shape[1], shape[0], *shape[2:]).swapaxes(0, 1))
+
+
+def encode(codes: Sequence[ScalarCode], shapes: Sequence[tuple[int, ...]], mode: int, rows_per_part: int = 0) -> bytes:
+    """The payload for tensors in the order of the manifest.
+
+    rows_per_part: 0 for one part with all tensors; else (one tensor only) that many rows to a part, which
+    decoders can take up in parallel.
+    """
+    views = [_with_bypass(code, shape, mode) for code, shape in zip(codes, shapes, strict=True)]
+    writer = IntegerWriter()
+    writer.put([mode], _MODE)
+    last_step = 0
+    for code, shape in zip(codes, views, strict=True):
+        writer.put([int(code.swapped)], _SWAPPED)
+        writer.put([code.step_index - last_step], _STEP)
+        last_step = code.step_index
+        writer.put(code.shift, _SHIFT)
+        if mode == SMALL:
+            writer.put([shape.bypass], _BYPASS)
+        writer.put([-1 if code.row_index is None else code.row_resolution], _RESOLUTION)
+        if code.row_index is not None:
+            spread.put(writer, code.row_index, 1, _CLASS, _ROW)
+    if len(codes) == 1:
+        writer.put([rows_per_part], _PART)
+    parameters = writer.finish()
+    if rows_per_part:
+        (code,), (shape,) = codes, views
+        cuts = range(0, shape.rows, rows_per_part)
+        parts = [_encode_part([q], [replace(shape, rows=len(q))], mode)
+                 for q in (code.q[first : first + rows_per_part] for first in cuts)]
+    else:
+        parts = [_encode_part([code.q for code in codes], views, mode)]
+    return b"".join([varint.encode([len(parameters)]), parameters,
+                     varint.encode(len(part) for part in parts[:-1]), *parts])
+
+
+def decode(payload: bytes, records: Sequence[TensorRecord], limits: Limits,
+           threads: int) -> list[npt.NDArray[np.generic]]:
+    """The tensors of `records` (at least one axis, a float type).
+
+    Memory: besides the result, in the small mode 4 bytes per weight of each part at work. Raises
+    FormatError for anything that `encode` cannot have written.
+    """
+    head = varint.ByteReader(payload, "scalar payload")
+    mode, tensors, rows_per_part = _read_parameters(head.take(head.varint(), "bytes of parameters"), records)
+    parts = -(-tensors[0].shape.rows // rows_per_part) if rows_per_part else 1
+    lengths = head.varints(parts - 1)
+    data = [head.take(length, "bytes of a part") for length in lengths]
+    data.append(head.take(head.left))
+    out = [np.empty((tensor.shape.rows, tensor.shape.columns), dtype=np.float32) for tensor in tensors]
+    if rows_per_part:
+        def run(part: int) -> None:
+            rows = slice(part * rows_per_part, min((part + 1) * rows_per_part, tensors[0].shape.rows))
+            _decode_part(data[part], [tensors[0].part(rows)], mode, [out[0][rows]], limits)
+
+        with ThreadPoolExecutor(max(1, min(threads, parts))) as pool:
+            list(pool.map(run, range(parts)))
+    else:
+        _decode_part(data[0], tensors, mode, out, limits)
+    return [_as_tensor(matrix, tensor.swapped, record)
+            for matrix, tensor, record in zip(out, tensors, records, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """What the parameters say about one tensor: all but its integers."""
+
+    shape: context.Shape
+    steps: npt.NDArray[np.float32]
+    shift: tuple[int, int]
+    swapped: bool
+
+    def part(self, rows: slice) -> _Tensor:
+        """The same for a range of its rows."""
+        return replace(self, steps=self.steps[rows], shape=replace(self.shape, rows=rows.stop - rows.start))
+
+
+def _read_parameters(data: bytes, records: Sequence[TensorRecord]) -> tuple[int, list[_Tensor], int]:
+    """Mode, tensors, and rows per part (0: one part with all tensors)."""
+    reader = IntegerReader(data)
+    mode = reader.one(_MODE, FAST, SMALL, "the entropy coder of a scalar section")
+    tensors, step = [], 0
+    for record in records:
+        if not record.shape or record.dtype not in FLOATS:
+            raise FormatError(f"{record.name}: a {record.dtype} tensor of shape {list(record.shape)} "
+                              f"cannot be in a scalar section")
+        swapped = bool(reader.one(_SWAPPED, 0, 1, f"{record.name}: axis order"))
+        if swapped and len(record.shape) < 2:
+            raise FormatError(f"{record.name}: one axis cannot be swapped: the file is corrupt")
+        step += int(reader.take(1, _STEP)[0])
+        first, more = (reader.one(_SHIFT, 0, MAX_SHIFT, f"{record.name}: reconstruction shift") for _ in "ab")
+        bypass = reader.one(_BYPASS, 0, context.MAX_BYPASS, f"{record.name}: bypass bits") if mode == SMALL else 0
+        resolution = reader.one(_RESOLUTION, -1, 5, f"{record.name}: resolution of row steps")
+        shape = replace(view_shape(record.shape, swapped), bypass=bypass)
+        rows = None
+        if resolution >= 0:
+            rows = spread.take(reader, shape.rows, _CLASS, _ROW, record.name)
+        if _beyond_grid(step, rows, resolution):
+            raise FormatError(f"{record.name}: a step is beyond the grid: the file is corrupt")
+        tensors.append(_Tensor(shape, _row_steps(shape.rows, step, rows, resolution), (first, more), swapped))
+    rows_per_part = reader.one(_PART, 0, 1 << 40, "rows per part") if len(records) == 1 else 0
+    reader.end()
+    return mode, tensors, rows_per_part
+
+
+def _beyond_grid(step: int, rows: npt.NDArray[np.int64] | None, resolution: int) -> bool:
+    if rows is None or not rows.size:
+        return abs(step) > grid.MAX_INDEX
+    if int(np.abs(rows).max()) > grid.MAX_INDEX:
+        return True
+    offsets = rows << (5 - resolution)
+    return max(abs(step + int(offsets.min())), abs(step + int(offsets.max()))) > grid.MAX_INDEX
+
+
+def _row_steps(rows: int, step: int, row_index: npt.NDArray[np.int64] | None,
+               resolution: int) -> npt.NDArray[np.float32]:
+    if row_index is None:
+        index = np.full(rows, step, dtype=np.int64)
+    else:
+        index = step + (row_index << (5 - resolution))
+    with np.errstate(over="ignore"):
+        return grid.value(index).astype(np.float32)
+
+
+def _levels(shift: tuple[int, int], reach: int) -> npt.NDArray[np.float32]:
+    """float32 [2 * reach + 1]: the level of q = -reach .. reach, exact in float32."""
+    return _levels_of(np.arange(-reach, reach + 1, dtype=np.int32), shift)
+
+
+def _levels_of(q: npt.NDArray[np.int32], shift: tuple[int, int]) -> npt.NDArray[np.float32]:
+    magnitude = np.abs(q.astype(np.int64))
+    less = np.where(magnitude > 1, shift[1], np.where(magnitude == 1, shift[0], 0)) / SHIFT_UNIT
+    return (np.sign(q) * (magnitude - less)).astype(np.float32)
+
+
+def _with_bypass(code: ScalarCode, shape: tuple[int, ...], mode: int) -> context.Shape:
+    viewed = view_shape(shape, code.swapped)
+    return replace(viewed, bypass=context.choose_bypass(code.q)) if mode == SMALL else viewed
+
+
+def _encode_part(matrices: Sequence[npt.NDArray[np.int32]], shapes: Sequence[context.Shape], mode: int) -> bytes:
+    return context.encode(matrices, shapes) if mode == SMALL else rans.encode(matrices)
+
+
+def _decode_part(data: bytes, tensors: Sequence[_Tensor], mode: int, out: Sequence[npt.NDArray[np.float32]],
+                 limits: Limits) -> None:
+    """Decode one part into float32 matrices."""
+    if mode == FAST:
+        levels = [_levels(t.shift, MAX_REACH) if any(t.shift) else None for t in tensors]
+        rans.decode_float32(data, [(t.shape.rows, t.shape.columns) for t in tensors], [t.steps for t in tensors],
+                            out, levels, limits)
+        return
+    for q, tensor, matrix in zip(context.decode(data, [t.shape for t in tensors]), tensors, out, strict=True):
+        np.multiply(_levels_of(q, tensor.shift) if any(tensor.shift) else q.astype(np.float32),
+                    tensor.steps[:, None], out=matrix)
+
+
+def _as_tensor(matrix: npt.NDArray[np.float32], swapped: bool, record: TensorRecord) -> npt.NDArray[np.generic]:
+    tensor = unview(matrix, record.shape, swapped)
+    if record.dtype == "F32":
+        return tensor
+    return to_dtype(tensor.astype(np.float64), record.dtype, record.name)
