@@ -86,6 +86,11 @@ class FileSource:
         if self._owned:
             self._file.close()
 
+    def __del__(self) -> None:
+        """`tersor.load(path)["name"]` without a `with` block closes the file when it is let go of."""
+        if getattr(self, "_owned", False):
+            self._file.close()
+
 
 def open_source(readable: Readable) -> BytesSource | FileSource:
     """A source for a path, bytes-like object, or open binary file. OSError if a path cannot be opened."""
