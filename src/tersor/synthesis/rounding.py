@@ -20,7 +20,7 @@ def to_dtype(values: npt.NDArray[np.float64], dtype: str, what: str) -> npt.NDAr
         raise FormatError(f"{what} has element type {dtype}, which only the raw tool can hold")
     with np.errstate(over="ignore", invalid="ignore"):
         single = values if dtype == "F64" else values.astype(np.float32)
-        out = single.astype(NUMPY[dtype], copy=False)
+        out = np.asarray(single.astype(NUMPY[dtype], copy=False))  # axes () must not become a NumPy scalar
     if not np.isfinite(out).all():
         raise FormatError(f"{what} has a value that {dtype} cannot hold: the file is corrupt")
     return out
