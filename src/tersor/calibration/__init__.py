@@ -1,0 +1,1 @@
+"""How `tersor.sensitivity.calibrate` measures: batches -> recorded uses of weights -> streaming sums."""

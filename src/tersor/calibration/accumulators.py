@@ -1,0 +1,242 @@
+"""Streaming sums of one layer: A, the mean patch, G, and the per-image gradient norm that scales G."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..statistics import BatchNormStatistics, Floats, LayerStatistics
+from .uses import BatchNormUse, DenseUse, LookupUse
+
+MAX_FULL = 8192
+"""Rows or columns per group above which only the diagonal of A or G is kept (512 MB in float64)."""
+
+
+@dataclass
+class Options:
+    """`budget`: bytes of unfolded patches and weight gradients at a time; `max_positions`: positions per
+    image and call that A and G are averaged over."""
+
+    budget: int = 256 << 20
+    max_positions: int = 1024
+    seed: int = 0
+
+
+@dataclass
+class Moments:
+    """Sums in float64: u u^T [groups, n, n], u [groups, n], g g^T [groups, m, m], gradient norms [groups]."""
+
+    A: Tensor
+    mean: Tensor
+    G: Tensor
+    norm: Tensor
+    positions: int = 0
+
+    @staticmethod
+    def zeros(groups: int, n: int, m: int, device: torch.device, diagonal: bool = False) -> Moments:
+        """Matrices where they are affordable, else diagonals (always where `diagonal`)."""
+        def square(size: int, thin: bool) -> Tensor:
+            shape = (groups, size) if thin or size > MAX_FULL else (groups, size, size)
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+        return Moments(square(n, diagonal), square(n, True)[:, :n], square(m, False),
+                       torch.zeros(groups, dtype=torch.float64, device=device))
+
+    def add(self, u: Tensor, z: Tensor, scale: float, inputs: bool) -> None:
+        """Columns u [groups, n, images, P] (if `inputs`) and z [groups, m, images, P], times `scale`."""
+        if inputs:
+            self.A.add_(_square(u, self.A.ndim == 2), alpha=scale)
+            self.mean.add_(u.sum((2, 3)).double(), alpha=scale)
+        self.G.add_(_square(z, self.G.ndim == 2), alpha=scale)
+
+
+@dataclass
+class LayerAccumulator:
+    """All that is summed for one weight. `first` marks the first random vector: inputs are counted once.
+
+    The gradient norm uses *all* positions and is exact per image. A and G use at most `max_positions`
+    random positions per image and call, weighted back, so that they are unbiased.
+    """
+
+    name: str
+    options: Options
+    moments: dict[str, Moments] = field(default_factory=dict)
+    calls: dict[int, torch.Generator] = field(default_factory=dict)
+
+    def add_dense(self, uses: Sequence[DenseUse], grads: Sequence[Tensor], first: bool) -> None:
+        """Calls of this weight in one batch, all with the same `images` and direction; their gradients."""
+        groups, images = uses[0].groups, uses[0].images
+        sizes = [use.dimensions(grad) for use, grad in zip(uses, grads, strict=True)]
+        n, m, _ = sizes[0]
+        words = uses[0].as_embedding
+        sums = self._moments("transposed" if words else "natural", groups, n, m, grads[0].device, words)
+        positions = max(p for _, _, p in sizes)
+        gram = len(uses) == 1 and positions * (n + m) < n * m
+        per_image = grads[0].element_size() * groups * (positions * (n + m)
+                                                        + (2 * positions * positions if gram else n * m))
+        chunk = max(1, min(images, self.options.budget // max(1, per_image)))
+        slabs = math.ceil(per_image / self.options.budget) if chunk == 1 and not gram else 1
+        for start in range(0, images, chunk):
+            part = slice(start, min(images, start + chunk))
+            total: Tensor | float = 0.0
+            for index, (use, grad) in enumerate(zip(uses, grads, strict=True)):
+                count = min(sizes[index][2], self.options.max_positions)
+                sample = count < sizes[index][2]
+                for rows in _slabs(use.row_count(grad), slabs):
+                    u, z = use.sides(grad, part, rows)
+                    if gram:
+                        sums.norm += _gram_norm(u, z)
+                    else:
+                        total = total + z.transpose(1, 2) @ u.permute(0, 2, 3, 1)  # [groups, images, m, n]
+                    if not sample:
+                        sums.add(u, z, 1.0, first or words)
+                    del u, z
+                if sample:
+                    where = self._choose(index, part.stop - part.start, sizes[index][2], count)
+                    u, z = use.sampled(grad, part, where.to(grad.device))
+                    sums.add(u, z, sizes[index][2] / u.shape[3], first or words)
+            if isinstance(total, Tensor):
+                sums.norm += total.square().sum((1, 2, 3)).double()
+        if first:
+            sums.positions += images * sum(p for _, _, p in sizes)
+
+    def add_lookup(self, uses: Sequence[LookupUse], grads: Sequence[Tensor], words: int, first: bool) -> None:
+        """Embedding calls: A's diagonal counts words, the gradient norm sums each word's rows per image."""
+        parts = [use.gradients(grad) for use, grad in zip(uses, grads, strict=True)]
+        rows, read = torch.cat([part[1] for part in parts]), torch.cat([use.x for use in uses])
+        sums = self._moments("natural", 1, words, rows.shape[1], rows.device, True)
+        images = torch.cat([part[0] for part in parts])
+        keys, inverse = torch.unique(images * words + read, return_inverse=True)
+        total = torch.zeros(len(keys), rows.shape[1], dtype=rows.dtype, device=rows.device)
+        sums.norm += total.index_add(0, inverse, rows).square().sum().double()
+        sums.G += _square(rows.T[None], sums.G.ndim == 2)
+        if first:
+            weight = torch.cat([use.factor for use in uses]).double()
+            sums.A[0].index_add_(0, read, weight.square())
+            sums.mean[0].index_add_(0, read, weight)
+            sums.positions += len(read)
+
+    def finite(self) -> bool:
+        """Whether all sums are finite (a NaN in any input or gradient shows in these two)."""
+        return all(bool(torch.isfinite(s.mean).all() & torch.isfinite(s.norm).all())
+                   for s in self.moments.values())
+
+    def result(self, images: int, vectors: int) -> LayerStatistics:
+        """Means over images. An embedding that is also an output layer is the mixture of its two uses."""
+        parts = [self.moments[key] for key in sorted(self.moments)]  # "natural" first
+        norms = [part.norm / (images * vectors) for part in parts]
+        norm = torch.stack(norms).sum(0)
+        scale = _trace(parts[0].A) / images
+        A, G = torch.zeros_like(parts[0].A), torch.zeros_like(parts[0].G)
+        for part, own in zip(parts, norms, strict=True):
+            share = torch.where(norm > 0, own / norm, 1 / len(parts))
+            A += _scaled(part.A, share * scale * _inverse(_trace(part.A)))
+            G += _scaled(part.G, share * norm * _inverse(scale * _trace(part.G)))
+        # The "inputs" of an output layer seen as an embedding are gradients: they have no mean to take out.
+        mean = parts[0].mean / max(1, parts[0].positions) * ("natural" in self.moments)
+        return LayerStatistics(A=_numpy(A), mean=_numpy(mean), G=_numpy(G),
+                               positions=parts[0].positions / images, images=images)
+
+    def _moments(self, key: str, groups: int, n: int, m: int, device: torch.device,
+                 diagonal: bool) -> Moments:
+        if key not in self.moments:
+            self.moments[key] = Moments.zeros(groups, n, m, device, diagonal)
+        return self.moments[key]
+
+    def _choose(self, call: int, images: int, positions: int, count: int) -> Tensor:
+        """Random positions [images, count], the same for an image however images are batched."""
+        if call not in self.calls:
+            seed = zlib.crc32(f"{self.options.seed}/{self.name}/{call}".encode())
+            self.calls[call] = torch.Generator().manual_seed(seed)
+        return torch.stack([torch.randperm(positions, generator=self.calls[call])[:count]
+                            for _ in range(images)])
+
+
+@dataclass
+class BatchNormAccumulator:
+    """Sums for one BatchNorm, all [C] in float64, around its running mean so that nothing cancels."""
+
+    centre: Tensor
+    count: int = 0
+    sums: Tensor | None = None  # [5, C]: z, z^2, (gz)^2, gz * g, g^2
+
+    def add(self, uses: Sequence[BatchNormUse], grads: Sequence[Tensor], first: bool) -> None:
+        """All calls of this BatchNorm in one batch that have the same `images`."""
+        parts = [use.sums(grad) for use, grad in zip(uses, grads, strict=True)]
+        gz, g = (torch.stack([part[i].double() for part in parts]).sum(0) for i in (1, 2))
+        rows = torch.zeros(5, g.shape[1], dtype=torch.float64, device=g.device)
+        rows[2:] = torch.stack([(gz * gz).sum(0), (gz * g).sum(0), (g * g).sum(0)])
+        for z, _, _ in parts if first else []:
+            rows[0] += z.sum((0, 2)).double()
+            rows[1] += z.square().sum((0, 2)).double()
+            self.count += z.shape[0] * z.shape[2]
+        self.sums = rows if self.sums is None else self.sums + rows
+
+    def finite(self) -> bool:
+        """Whether all sums are finite."""
+        return self.sums is None or bool(torch.isfinite(self.sums).all())
+
+    def result(self, images: int, vectors: int) -> BatchNormStatistics:
+        """Means over positions, and over images and vectors."""
+        sums = self.sums if self.sums is not None else torch.zeros(5, *self.centre.shape)
+        z, square = sums[:2] / max(1, self.count)
+        gz2, cross, g2 = sums[2:] / (images * vectors)
+        # (sum_p g (z - mean))^2, expanded: the mean is only known now.
+        scale = (gz2 - 2 * z * cross + z * z * g2).clamp(min=0)
+        return BatchNormStatistics(
+            mean=_numpy(self.centre.double() + z), variance=_numpy((square - z * z).clamp(min=0)),
+            scale_sensitivity=_numpy(scale), shift_sensitivity=_numpy(g2))
+
+
+@dataclass
+class VectorAccumulator:
+    """Sum over images of the squared gradient of one parameter, elementwise, float64."""
+
+    sums: Tensor
+
+    def add(self, per_image: Tensor) -> None:
+        """per_image [images, *shape of the parameter]."""
+        self.sums += per_image.double().square().sum(0).reshape(self.sums.shape)
+
+    def result(self, images: int, vectors: int) -> Floats:
+        """Mean over `images` and `vectors`."""
+        return _numpy(self.sums / (images * vectors))
+
+
+def _square(columns: Tensor, diagonal: bool) -> Tensor:
+    """[groups, n, ...] -> sum of outer products [groups, n, n], or its diagonal [groups, n]."""
+    flat = columns.reshape(*columns.shape[:2], -1)
+    return flat.square().sum(2).double() if diagonal else flat @ flat.transpose(1, 2)
+
+
+def _gram_norm(u: Tensor, z: Tensor) -> Tensor:
+    """Sum over images of |sum_p z_p u_p^T|^2 = sum_pq (z_p.z_q)(u_p.u_q), per group: no m x n matrix."""
+    products = [t.permute(0, 2, 3, 1) @ t.transpose(1, 2) for t in (u, z)]
+    return (products[0] * products[1]).sum((1, 2, 3)).double()
+
+
+def _slabs(count: int, pieces: int) -> list[slice]:
+    step = math.ceil(count / min(pieces, max(1, count)))
+    return [slice(start, min(count, start + step)) for start in range(0, count, max(1, step))]
+
+
+def _trace(matrix: Tensor) -> Tensor:
+    return matrix.sum(1) if matrix.ndim == 2 else matrix.diagonal(dim1=1, dim2=2).sum(1)
+
+
+def _inverse(values: Tensor) -> Tensor:
+    """1 / values, and 0 for 0: a layer of dead inputs or outputs is worth nothing."""
+    return torch.where(values > 0, 1 / values, 0.0)
+
+
+def _scaled(matrix: Tensor, factor: Tensor) -> Tensor:
+    return matrix * factor.reshape(-1, *[1] * (matrix.ndim - 1))
+
+
+def _numpy(tensor: Tensor) -> Floats:
+    return np.ascontiguousarray(tensor.float().cpu().numpy())

@@ -1,0 +1,104 @@
+"""Calibration: what an error in each weight costs at the network's output.
+
+    stats = tersor.calibrate(model, batches)
+    stats.save("statistics.safetensors")
+
+Per batch one forward, and `vectors` backward passes of random +-1 vectors v over the logits y (Hutchinson):
+E (d(v.y)/dw)^2 = sum_k (dy_k/dw)^2. Per layer, A = E u u^T of its inputs and G = E g g^T of its output
+gradients: the Kronecker factors of the outputs' Gauss-Newton matrix (as in Martens and Grosse, KFAC, 2015,
+and for convolutions Grosse and Martens, 2016, with the logits in the place of the loss). G is scaled so that
+trace(A) trace(G) is the measured squared norm of the per-image weight gradients: then the layers compare
+rightly under one lambda.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .adapters.calls import undisturbed
+from .adapters.module import inventory_of_module
+from .adapters.trace import trace
+from .calibration.accumulators import MAX_FULL, Options
+from .calibration.batches import Samples, read_batches
+from .calibration.run import Run
+from .errors import StatisticsError
+from .statistics import Statistics, digests
+
+__all__ = ["Statistics", "calibrate", "memory_needed"]
+
+
+def calibrate(model: nn.Module, batches: Iterable[Any] | Tensor, *, vectors: int = 1, keep: int = 320,
+              max_positions: int | None = None, seed: int = 0, output: Callable[[Any], Tensor] | None = None,
+              progress: Callable[[int], None] | None = None, budget: int = 256 << 20) -> Statistics:
+    """Measure `Statistics` of `model` on calibration batches (training images, never the test images).
+
+    * `batches`: input tensors [images, ...], or tuples or lists whose first element is the input, or dicts of
+      keyword arguments. The results do not depend on how images are batched, up to rounding.
+    * `vectors`: random sign vectors per image: more take longer and are less noisy.
+    * `keep`: so many inputs are kept in `Statistics.samples` for the encoder's second pass.
+    * `max_positions`: positions per image that A and G are averaged over (random ones; 1024 if None). The
+      scale of G always uses all positions.
+    * `output`: what to differentiate, from what the model returns; by default its first floating tensor. Its
+      first axis must be the images; give the logits, before any softmax.
+    * `progress`: called with the number of images done after each batch.
+    * `budget`: bytes for unfolded patches and weight gradients at a time.
+
+    Memory: the activations of one batch as in training, the gradients of all layer outputs, `budget`, and
+    `memory_needed(model)` for the sums. The model is run in eval mode and left as it was, also on errors.
+
+    Raises `StatisticsError`, naming the layer where there is one: no images; NaN or infinity; a layer that
+    takes part in the forward but gets no gradient; an output without one row per image.
+    """
+    inventory = inventory_of_module(model)
+    options = Options(budget, max_positions if max_positions is not None else 1024, seed)
+    if vectors < 1 or options.max_positions < 1:
+        raise StatisticsError(f"vectors={vectors} and max_positions={options.max_positions}: both must be at "
+                              f"least 1")
+    run = Run(model, inventory, options, vectors, output)
+    samples = Samples(keep)
+    with torch.inference_mode(False), undisturbed(model):
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                _require_gradient(parameter)
+        for batch in read_batches(batches, model):
+            if run.images == 0:
+                run.graph = trace(model, inventory, *batch.part(slice(0, 1)).call)
+            samples.add(batch)
+            run.add(batch)
+            if progress is not None:
+                progress(run.images)
+    if run.images == 0:
+        raise StatisticsError("there are no calibration images: `batches` is empty, or an iterator that is "
+                              "used up")
+    return run.statistics(digests(inventory), samples.stacked())
+
+
+def memory_needed(model: nn.Module) -> int:
+    """Bytes of the sums of `calibrate` and its result: 8 per element of A and G while measuring, 4 after."""
+    total = 0
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    for layer in inventory_of_module(model).layers:
+        shape = tensors[layer.name].shape
+        groups, taps = layer.groups, shape[2:].numel()
+        if layer.kind == "embedding":
+            m, n = shape[1], shape[0]
+        elif layer.kind == "conv_transposed":
+            m, n = shape[1] * taps, shape[0] // groups
+        else:
+            m, n = shape[0] // groups, shape[1] * taps
+        full = [size * size if size <= MAX_FULL and not (layer.kind == "embedding" and size == n) else size
+                for size in (m, n)]
+        total += 12 * groups * (sum(full) + n)
+    return total
+
+
+def _require_gradient(parameter: nn.Parameter) -> None:
+    try:
+        parameter.requires_grad_(True)
+    except RuntimeError as error:
+        raise StatisticsError(f"the model's parameters cannot take part in autograd ({error}); build the "
+                              f"model outside torch.inference_mode") from error
