@@ -24,13 +24,31 @@ struct Bytes {
     bool varint(uint32_t &value);  // unsigned LEB128 below 2^32
 };
 
+inline uint32_t load16(const uint8_t *p) { return p[0] | uint32_t{p[1]} << 8; }
+inline uint32_t load32(const uint8_t *p) { return load16(p) | load16(p + 2) << 16; }
+inline uint64_t load64(const uint8_t *p) { return load32(p) | uint64_t{load32(p + 4)} << 32; }
+
 // Bits, least significant first, of a buffer of known length.
 struct Bits {
     const uint8_t *data;
     int64_t size;      // bytes
     int64_t position;  // bits
-    bool take(int count, uint64_t &value);  // count <= 40
-    bool exhausted() const;                 // less than a byte left, and that is zero
+    int64_t left() const { return 8 * size - position; }
+    bool exhausted() const;  // less than a byte left, and that is zero
+
+    bool take(int count, uint64_t &value) {  // count <= 40, so that shift + count fit the window
+        if (count > left()) return false;
+        const int64_t first = position >> 3;
+        const int shift = static_cast<int>(position & 7);
+        uint64_t window = 0;
+        if (size - first >= 8)
+            window = load64(data + first);
+        else
+            for (int64_t i = first; i < size; ++i) window |= uint64_t{data[i]} << (8 * (i - first));
+        value = window >> shift & ((uint64_t{1} << count) - 1);
+        position += count;
+        return true;
+    }
 };
 
 // One integer model: symbol i < size means the value first + i; symbol `size`, if escape, is the escape.
@@ -80,9 +98,6 @@ private:
 // out[i] = levels[symbols[i]] * scale, in float32; `used` entries of levels (of 256) can occur.
 void scale_symbols(const float *levels, int used, const uint8_t *symbols, int64_t n, float scale, float *out,
                    bool simd);
-
-inline uint32_t load16(const uint8_t *p) { return p[0] | uint32_t{p[1]} << 8; }
-inline uint32_t load32(const uint8_t *p) { return load16(p) | load16(p + 2) << 16; }
 
 }  // namespace tersor::rans
 

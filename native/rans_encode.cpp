@@ -17,6 +17,23 @@ TERSOR_API int64_t tersor_rans_count(const int32_t *values, int64_t rows, int64_
     return 0;
 }
 
+// Appends the low `bits` bits of each value to a zeroed bit string at bit `position`; returns the new position.
+TERSOR_API int64_t tersor_rans_pack(const int32_t *values, int64_t n, int64_t bits, uint8_t *out, int64_t size,
+                                    int64_t position) {
+    if (n < 0 || bits < 0 || bits > 32 || position < 0 || position > 8 * size) return TERSOR_BAD_ARGUMENT;
+    if (bits > 0 && n > (8 * size - position) / bits) return TERSOR_NO_ROOM;
+    uint64_t window = (position & 7) ? out[position >> 3] : 0;  // the byte begun and what follows it
+    int held = static_cast<int>(position & 7);
+    uint8_t *at = out + (position >> 3);
+    for (int64_t i = 0; i < n; ++i) {
+        window |= (static_cast<uint32_t>(values[i]) & ((uint64_t{1} << bits) - 1)) << held;
+        for (held += static_cast<int>(bits); held >= 8; held -= 8, window >>= 8)
+            *at++ = static_cast<uint8_t>(window);
+    }
+    if (held > 0) *at = static_cast<uint8_t>(window);
+    return position + n * bits;
+}
+
 // Encodes segments of symbols: segment i has counts[i] symbols, coded with frequencies[tables[i]] (256 each,
 // summing to 2^precision). Writes the final states and the words, in the order in which the decoder reads them,
 // to the END of `words`; returns their number, or an error code.

@@ -48,10 +48,9 @@ static int64_t sweep_portable(Lanes &lanes, const Slots &t, uint8_t *out, int64_
         for (int i = 0; i < n; ++i) {
             uint32_t x = lanes.state[i];
             out[i] = static_cast<uint8_t>(step<PACKED>(t, x));
-            const bool low = x < START;  // no branch: it would be a coin toss
-            const uint32_t refilled = x << 16 | load16(at);
-            lanes.state[i] = low ? refilled : x;
-            at += low ? 2 : 0;
+            const uint32_t low = x < START;  // arithmetic, because a branch would be a coin toss
+            lanes.state[i] = x << (16 * low) | (load16(at) & (0u - low));
+            at += 2 * low;
         }
     }
     lanes.at = at;
@@ -134,13 +133,19 @@ TERSOR_AVX2 static int64_t sweep_avx2(Lanes &lanes, const Slots &t, uint8_t *out
 TERSOR_AVX2 static void scale_avx2(const float *levels, int used, const uint8_t *symbols, int64_t n, float scale,
                                    float *out) {
     const __m256 factor = _mm256_set1_ps(scale);
-    const __m256 first = _mm256_loadu_ps(levels), second = _mm256_loadu_ps(levels + 8);
+    const __m256 part[4] = {_mm256_loadu_ps(levels), _mm256_loadu_ps(levels + 8), _mm256_loadu_ps(levels + 16),
+                            _mm256_loadu_ps(levels + 24)};
     for (int64_t i = 0; i + 8 <= n; i += 8) {
         const __m256i s = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(symbols + i)));
         __m256 level;
-        if (used <= 16) {  // two shuffles beat a gather
-            const __m256 below = _mm256_permutevar8x32_ps(first, s), above = _mm256_permutevar8x32_ps(second, s);
-            level = _mm256_blendv_ps(below, above, _mm256_castsi256_ps(_mm256_slli_epi32(s, 28)));
+        if (used <= 32) {  // shuffles beat a gather
+            const __m256 bit3 = _mm256_castsi256_ps(_mm256_slli_epi32(s, 28));
+            level = _mm256_blendv_ps(_mm256_permutevar8x32_ps(part[0], s), _mm256_permutevar8x32_ps(part[1], s), bit3);
+            if (used > 16) {
+                const __m256 above = _mm256_blendv_ps(_mm256_permutevar8x32_ps(part[2], s),
+                                                      _mm256_permutevar8x32_ps(part[3], s), bit3);
+                level = _mm256_blendv_ps(level, above, _mm256_castsi256_ps(_mm256_slli_epi32(s, 27)));
+            }
         } else {
             level = _mm256_i32gather_ps(levels, s, 4);
         }

@@ -57,18 +57,6 @@ void Rows::prepare() {
     prepared_ = matrix_;
 }
 
-int64_t Rows::value(uint8_t symbol, int64_t &q) {
-    q = int64_t{table_->first} + symbol;
-    if (symbol == table_->size)
-        if (int64_t error = side_.escape(*table_, q)) return error;
-    if (const int b = bypass_[matrix_]) {
-        uint64_t low;
-        if (!side_.low.take(b, low)) return TERSOR_TRUNCATED;
-        q = q * (int64_t{1} << b) + static_cast<int64_t>(low) - (int64_t{1} << (b - 1));
-    }
-    return q < INT32_MIN || q > INT32_MAX ? int64_t{TERSOR_CORRUPT} : 0;
-}
-
 void Rows::put(int64_t index, int64_t q) {
     if (matrices_.scales == nullptr)
         static_cast<int32_t *>(matrices_.out[matrix_])[index] = static_cast<int32_t>(q);
@@ -76,18 +64,49 @@ void Rows::put(int64_t index, int64_t q) {
         static_cast<float *>(matrices_.out[matrix_])[index] = level(q) * matrices_.scales[matrix_][row_];
 }
 
-int64_t Rows::write_each(const uint8_t *symbols, int64_t n) {
+void Rows::put_many(int64_t index, const int32_t *q, int64_t n) {
+    if (matrices_.scales == nullptr) {
+        std::memcpy(static_cast<int32_t *>(matrices_.out[matrix_]) + index, q, static_cast<size_t>(4 * n));
+        return;
+    }
+    float *out = static_cast<float *>(matrices_.out[matrix_]) + index;
+    const float scale = matrices_.scales[matrix_][row_];
+    if (matrices_.reach[matrix_] < 0)
+        for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(q[i]) * scale;
+    else
+        for (int64_t i = 0; i < n; ++i) out[i] = level(q[i]) * scale;
+}
+
+// A piece of one row of a matrix with low bits.
+int64_t Rows::write_low(const uint8_t *symbols, int64_t n) {
     const int64_t at = row_ * matrices_.columns[matrix_] + column_;
-    for (int64_t i = 0, q; i < n; ++i) {
-        if (int64_t error = value(symbols[i], q)) return error;
-        put(at + i, q);
+    const int b = bypass_[matrix_];
+    const int64_t half = int64_t{1} << (b - 1), first = table_->first;
+    const int escape = table_->size;  // no other symbol reaches this number
+    for (int64_t done = 0; done < n;) {
+        int32_t some[256];
+        const int64_t count = n - done < 256 ? n - done : 256;
+        bool fits = true;
+        for (int64_t i = 0; i < count; ++i) {
+            int64_t h = first + symbols[done + i];
+            uint64_t low;
+            if (symbols[done + i] == escape)
+                if (int64_t error = side_.escape(*table_, h)) return error;
+            if (!side_.low.take(b, low)) return TERSOR_TRUNCATED;
+            const int64_t q = h * (int64_t{1} << b) + static_cast<int64_t>(low) - half;
+            some[i] = static_cast<int32_t>(q);
+            fits &= some[i] == q;
+        }
+        if (!fits) return TERSOR_CORRUPT;
+        put_many(at + done, some, count);
+        done += count;
     }
     return 0;
 }
 
 // A piece of one row: all symbols at once, then the few escapes over it.
 int64_t Rows::write(const uint8_t *symbols, int64_t n) {
-    if (bypass_[matrix_]) return write_each(symbols, n);
+    if (bypass_[matrix_]) return write_low(symbols, n);
     const int64_t at = row_ * matrices_.columns[matrix_] + column_;
     if (matrices_.scales == nullptr) {
         int32_t *out = static_cast<int32_t *>(matrices_.out[matrix_]) + at;
@@ -103,7 +122,8 @@ int64_t Rows::write(const uint8_t *symbols, int64_t n) {
         if (found == nullptr) break;
         i = static_cast<const uint8_t *>(found) - symbols;
         int64_t q;
-        if (int64_t error = value(symbols[i], q)) return error;
+        if (int64_t error = side_.escape(*table_, q)) return error;
+        if (q < INT32_MIN || q > INT32_MAX) return TERSOR_CORRUPT;
         put(at + i, q);
     }
     return 0;

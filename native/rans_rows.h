@@ -48,10 +48,10 @@ private:
     void seek();
     void prepare();
     float level(int64_t q) const;
-    int64_t value(uint8_t symbol, int64_t &q);
-    int64_t write_each(const uint8_t *symbols, int64_t n);
+    int64_t write_low(const uint8_t *symbols, int64_t n);
     int64_t write(const uint8_t *symbols, int64_t n);
     void put(int64_t index, int64_t q);
+    void put_many(int64_t index, const int32_t *q, int64_t n);
 };
 
 }  // namespace tersor::rans

@@ -25,22 +25,6 @@ bool Bytes::varint(uint32_t &value) {
     return false;
 }
 
-bool Bits::take(int count, uint64_t &value) {
-    if (count > 8 * size - position) return false;
-    const int64_t first = position >> 3;
-    const int shift = static_cast<int>(position & 7);
-    uint64_t window = 0;  // shift + count <= 47 bits
-    const int64_t have = size - first < 8 ? size - first : 8;
-    if (have == 8) {
-        window = uint64_t{load32(data + first)} | uint64_t{load32(data + first + 4)} << 32;
-    } else {
-        for (int64_t i = 0; i < have; ++i) window |= uint64_t{data[first + i]} << (8 * i);
-    }
-    value = window >> shift & ((uint64_t{1} << count) - 1);
-    position += count;
-    return true;
-}
-
 bool Bits::exhausted() const {
     const int64_t left = 8 * size - position;
     return left < 8 && (left == 0 || data[size - 1] >> (8 - left) == 0);

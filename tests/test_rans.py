@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -281,6 +282,16 @@ def test_same_bytes_in_two_processes() -> None:
     runs = {subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
                            check=True).stdout for _ in range(2)}
     assert len(runs) == 1
+
+
+def test_threads_decode_at_once() -> None:
+    """No shared state: payloads decoded in parallel give what they give alone."""
+    groups = [[laplace((64, 2000), 0.3 * (i + 1), i)] for i in range(8)]
+    payloads = [rans.encode(group) for group in groups]
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(rans.decode, p, shapes_of(g)) for p, g in zip(payloads, groups, strict=True)] * 3
+        for job, group in zip(jobs, groups * 3, strict=True):
+            np.testing.assert_array_equal(job.result()[0], group[0])
 
 
 GOLDEN = bytes.fromhex(

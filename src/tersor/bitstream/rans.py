@@ -30,6 +30,9 @@ _encode = native.function("tersor_rans_encode", [
     native.array(np.uint8), native.INT64, native.INT64, _INT64, _INT64, native.array(np.uint32),
     native.INT64, native.INT64, native.array(np.uint32, writable=True),
     native.array(np.uint16, writable=True), native.INT64])
+_pack = native.function("tersor_rans_pack", [
+    native.array(np.int32), native.INT64, native.INT64, native.array(np.uint8, writable=True), native.INT64,
+    native.INT64])
 _ADDRESSES = native.array(np.uintp)
 _decode = native.function("tersor_rans_decode", [
     native.BYTES, native.INT64, native.INT64, _INT64, _INT64, _ADDRESSES,
@@ -89,13 +92,14 @@ def _symbols(values: Matrix, table: Table) -> NDArray[np.uint8]:
 
 
 def _store_low(parts: Sequence[tuple[Matrix, Matrix]], chosen: Plan) -> bytes:
-    bits = []
+    total = sum(high.size * b for (high, _), b in zip(parts, chosen.bypass, strict=True))
+    packed, position = np.zeros((total + 7) // 8, np.uint8), 0
     for c in range(len(chosen.tables)):
         for (_, low), b, of in zip(parts, chosen.bypass, chosen.classes, strict=True):
             if b:
-                values = low[of == c].reshape(-1, 1)
-                bits.append((values >> np.arange(b) & 1).astype(np.uint8).reshape(-1))
-    return np.packbits(np.concatenate(bits), bitorder="little").tobytes() if bits else b""
+                values = np.ascontiguousarray(low[of == c])
+                position = native.check(_pack(values, values.size, b, packed, packed.size, position), "pack")
+    return packed.tobytes()
 
 
 def _words(streams: Sequence[NDArray[np.uint8]], chosen: Plan) -> tuple[bytes, bytes]:
