@@ -9,8 +9,9 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from tersor.adapters.inventory import INPUT, Graph  # noqa: E402
+from tersor.adapters.lockstep import CallCounter  # noqa: E402
 from tersor.adapters.module import inventory_of_module  # noqa: E402
-from tersor.adapters.trace import CallCounter, trace  # noqa: E402
+from tersor.adapters.trace import trace, trace_with_recipes  # noqa: E402
 
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -90,6 +91,32 @@ def test_lockstep_in_a_chain_of_blocks() -> None:
     with torch.no_grad():
         assert found["3.bn2"].equal(model[:3](x))
     assert counter.calls == graph.calls
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_parameter_free_shortcut_is_made_ahead_of_time(fixed: bool) -> None:
+    class Padded(Block):  # ResNet's option A, computed after the branch
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+            short = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+            out += short.view(x.shape[0], 8, 4, 4) if fixed else short
+            return out
+
+    model = nn.Sequential(conv(3, 4), Padded(4, 8, 2)).eval()
+    model[1].down = None
+    graph, recipes = trace_with_recipes(model, inventory_of_module(model), (torch.randn(1, 3, 8, 8),))
+    assert graph.residual == {"1.bn2": 8 if fixed else 7}
+    x, seen = torch.randn(3, 3, 8, 8), {}
+    with torch.no_grad(), CallCounter(graph.last_use, x, recipes) as counter:
+        model[1].conv2.register_forward_hook(lambda *_: seen.update(counter.values))
+        model(x)
+    assert counter.calls == graph.calls and counter.values == {}
+    with torch.no_grad():
+        short = F.pad(model[0](x)[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+    if fixed:
+        assert seen == {}, "the recipe only fits the batch size of the trace"
+    else:
+        assert seen[7].equal(short)
 
 
 def test_pre_activation_block() -> None:
@@ -212,7 +239,7 @@ def test_other_sums_are_not_residual(expression: str) -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.conv(x)
-            values = {"x": x, "y": y, "torch": torch, "bias": self.bias, "later": x * 2}
+            values = {"x": x, "y": y, "torch": torch, "bias": self.bias, "later": x * self.bias}
             return eval(expression, values)
 
     graph = graph_of(Sum())

@@ -87,7 +87,8 @@ class Graph:
       scale and a shift per output channel of the layer cost nothing.
     * `residual`: BatchNorm prefix (or weight name, where no BatchNorm absorbs the layer) -> number of the
       call that made the *other* operand of the addition which alone consumes this output, where that
-      operand is there before the layer runs; `INPUT` is the model's input.
+      operand is there before the layer runs, or can be made of what is there without any parameters
+      (`tersor.adapters.lockstep.Recipe`); `INPUT` is the model's input.
     * `last_use`: number of a residual operand -> number of the last such addition (then it can be freed).
     * `order`: weight names in the order of their first use.
     * `calls`: how many tensor-producing calls the forward made: a later pass must count as many.

@@ -22,55 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .calls import LAYER_CALLS, argument, names_by_id, tensors_in, undisturbed
 from .inventory import INPUT, Graph, Inventory
+from .lockstep import Recipe, Step
 
 _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 _READERS = {"numpy", "__array__", "tolist", "data_ptr", "__dlpack__", "untyped_storage", "storage"}
 """Calls that return no tensor and run no operation, and yet hand out the values."""
-
-
-class CallCounter(TorchFunctionMode):
-    """Counts tensor-producing calls exactly as `trace` does, and keeps the outputs that are asked for.
-
-    `wanted` maps the number of a call to the number of the last call that needs its output
-    (`Graph.last_use`); in between, the output is in `values`. `INPUT` stands for `model_input`.
-
-        with CallCounter(graph.last_use, x) as counter:
-            model(x)                                  # during it: counter.values[graph.residual[name]]
-
-    Code that runs torch calls of its own meanwhile (hooks) does so under `with counter.paused():`.
-    After the forward, `counter.calls == graph.calls`, else the model took another way.
-    """
-
-    def __init__(self, wanted: Mapping[int, int], model_input: Tensor | None = None) -> None:
-        super().__init__()
-        self.calls = 0
-        self.wanted = dict(wanted)
-        self.values: dict[int, Tensor] = {}
-        self._paused = False
-        if INPUT in wanted and model_input is not None:
-            self.values[INPUT] = model_input
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Calls inside are not counted."""
-        before, self._paused = self._paused, True
-        try:
-            yield
-        finally:
-            self._paused = before
-
-    def __torch_function__(self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
-                           kwargs: Mapping[str, Any] | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if self._paused or next(tensors_in(result), None) is None:
-            return result
-        number = self.calls
-        self.calls += 1
-        if number in self.wanted and isinstance(result, Tensor):
-            self.values[number] = result
-        for operand in [key for key in self.values if self.wanted[key] <= number]:
-            del self.values[operand]
-        return result
 
 
 def trace(model: nn.Module, inventory: Inventory, args: Sequence[Any] = (),
@@ -80,6 +36,12 @@ def trace(model: nn.Module, inventory: Inventory, args: Sequence[Any] = (),
     Give one sample: all its intermediate tensors are kept until the end. Never raises for what the model
     does: a model that cannot be traced has an empty graph with a `reason`.
     """
+    return trace_with_recipes(model, inventory, args, kwargs)[0]
+
+
+def trace_with_recipes(model: nn.Module, inventory: Inventory, args: Sequence[Any] = (),
+                       kwargs: Mapping[str, Any] | None = None) -> tuple[Graph, dict[int, Recipe]]:
+    """`trace`, and how to make the residual operands that the model computes only after the layer has run."""
     tracer = _Tracer(names_by_id(model, inventory))
     try:
         with undisturbed(model), torch.no_grad(), _Hidden(tracer), tracer:
@@ -87,17 +49,20 @@ def trace(model: nn.Module, inventory: Inventory, args: Sequence[Any] = (),
                 tracer.name_input(args, kwargs or {})
             output = model(*args, **(kwargs or {}))
         tracer.consume_output(output)
-        return _Reader(tracer, inventory).graph()
+        reader = _Reader(tracer, inventory)
+        return reader.graph(), reader.recipes
     except Exception as error:  # whatever a model's forward may raise: the graph is an optional help
-        return Graph(reason=f"{type(error).__name__}: {error}")
+        return Graph(reason=f"{type(error).__name__}: {error}"), {}
 
 
 @dataclass(eq=False)
 class _Value:
-    """The contents of one tensor between two writes."""
+    """The contents of one tensor between two writes; `call` made it, where nothing was written in place."""
 
     number: int | None = None
+    call: _Call | None = None
     consumers: list[_Call] = field(default_factory=list)
+    named: bool = False  # a parameter or buffer
 
 
 @dataclass(eq=False)
@@ -204,7 +169,8 @@ class _Tracer(TorchFunctionMode):
                 self._bind(sharing, _Value())
         fresh = [tensor for tensor in outputs if id(tensor) not in untouched]
         for tensor in fresh:
-            value = _Value(call.number if len(outputs) == 1 else None)
+            pure = call if len(outputs) == 1 and not written else None
+            value = _Value(call.number if len(outputs) == 1 else None, pure)
             self._bind(tensor, value)
             if len(outputs) == 1:
                 call.output, call.shape = value, tuple(tensor.shape)
@@ -217,7 +183,7 @@ class _Tracer(TorchFunctionMode):
 
     def _value(self, tensor: Tensor) -> _Value:
         if id(tensor) not in self.values:
-            self._bind(tensor, _Value())
+            self._bind(tensor, _Value(named=id(tensor) in self.names))
         return self.values[id(tensor)]
 
     def _bind(self, tensor: Tensor, value: _Value) -> None:
@@ -235,6 +201,7 @@ class _Reader:
         self.tracer = tracer
         self.batchnorms = {bn.running_mean: bn for bn in inventory.batchnorms}
         self.weights = {layer.name for layer in inventory.layers}
+        self.recipes: dict[int, Recipe] = {}
 
     def graph(self) -> Graph:
         graph = Graph(calls=self.tracer.calls)
@@ -271,8 +238,7 @@ class _Reader:
         aligned = len(layer.shape) == 2 or layer.func != F.linear
         return (bn.prefix, call) if once and aligned else None
 
-    @staticmethod
-    def _addition(value: _Value, before: int) -> tuple[int, int] | None:
+    def _addition(self, value: _Value, before: int) -> tuple[int, int] | None:
         """(number of the other operand, number of the addition) if `value` only goes into an addition."""
         call = _only_consumer(value)
         if call is None or getattr(call.func, "__name__", "") not in _ADDITIONS or call.number is None:
@@ -281,9 +247,35 @@ class _Reader:
         if len(operands) != 2 or operands[0].shape != operands[1].shape or call.kwargs.get("alpha", 1) != 1:
             return None
         other = call.inputs[0] if call.inputs[1] is value else call.inputs[1]
-        if other.number is None or other.number >= before:
+        if other.number is None or not (other.number < before or self._late(other, before)):
             return None
         return other.number, call.number
+
+    def _late(self, value: _Value, before: int) -> bool:
+        """Whether a value made after the layer is a parameter-free function of one made before; note how."""
+        steps: list[_Call] = []
+        bases: list[_Value] = []
+        pending = [value]
+        while pending:
+            current = pending.pop()
+            if current.number is not None and current.number < before:
+                bases.append(current)
+                continue
+            call = current.call
+            if call is None or call.func is None or any(operand.named for operand in call.inputs):
+                return False
+            if call not in steps:
+                steps.append(call)
+                pending += call.inputs
+        if len(set(bases)) != 1 or bases[0].number is None or value.number is None:
+            return False
+        steps.sort(key=lambda call: call.number or 0)
+        slot = {bases[0]: 0}
+        slot |= {call.output: index for index, call in enumerate(steps, 1) if call.output is not None}
+        self.recipes[value.number] = Recipe(bases[0].number, tuple(
+            Step(call.func, call.args, call.kwargs, tuple(slot[v] for v in call.inputs))
+            for call in steps if call.func is not None))
+        return True
 
 
 def _only_consumer(value: _Value | None) -> _Call | None:

@@ -117,7 +117,7 @@ class Run:
             use.check()
             if use.name not in reached:
                 raise StatisticsError(
-                    f"{use.name}: no gradient reaches this layer, although it runs: it is detached on the way "
+                    f"{use.name}: no gradient reaches this layer, though it runs: it is detached on the way "
                     f"or feeds an output that is not measured; then give an output= that joins all outputs")
         return [None if grad is None else grad.detach() for grad in grads]
 
