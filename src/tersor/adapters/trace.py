@@ -22,7 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .calls import LAYER_CALLS, argument, names_by_id, tensors_in, undisturbed
 from .inventory import INPUT, Graph, Inventory
-from .lockstep import Recipe, Step
+from .lockstep import CallCounter, Recipe, Step
+
+__all__ = ["CallCounter", "Recipe", "trace", "trace_with_recipes"]
 
 _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 _READERS = {"numpy", "__array__", "tolist", "data_ptr", "__dlpack__", "untyped_storage", "storage"}
