@@ -48,6 +48,15 @@ def array(dtype: DTypeLike, writable: bool = False) -> Any:
     return np.ctypeslib.ndpointer(dtype=dtype, flags=("C", "W") if writable else "C")
 
 
+def pointer(array: np.ndarray[Any, Any] | None) -> int | None:
+    """The address of a C-contiguous array for a POINTER argument, or None; the caller keeps the array alive."""
+    if array is None:
+        return None
+    if not array.flags.c_contiguous:
+        raise ValueError("a kernel argument must be C-contiguous")
+    return int(array.ctypes.data)
+
+
 @cache
 def library() -> ctypes.CDLL:
     """The loaded kernel. Raises `KernelError` when it is missing or of another version."""

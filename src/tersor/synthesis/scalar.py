@@ -97,7 +97,13 @@ def unview(matrix: npt.NDArray[np.float32], shape: tuple[int, ...], swapped: boo
 
 
 def encode(codes: Sequence[ScalarCode], shapes: Sequence[tuple[int, ...]], mode: int, rows_per_part: int = 0) -> bytes:
-    """The payload for tensors in the order of the manifest.
+    """The payload alone; see `encode_counted`."""
+    return encode_counted(codes, shapes, mode, rows_per_part)[0]
+
+
+def encode_counted(codes: Sequence[ScalarCode], shapes: Sequence[tuple[int, ...]], mode: int,
+                   rows_per_part: int = 0) -> tuple[bytes, int]:
+    """The payload for tensors in the order of the manifest, and how many of its bytes are codes of weights.
 
     rows_per_part: 0 for one part with all tensors; else (one tensor only) that many rows to a part, which
     decoders can take up in parallel.
@@ -126,8 +132,8 @@ def encode(codes: Sequence[ScalarCode], shapes: Sequence[tuple[int, ...]], mode:
                  for q in (code.q[first : first + rows_per_part] for first in cuts)]
     else:
         parts = [_encode_part([code.q for code in codes], views, mode)]
-    return b"".join([varint.encode([len(parameters)]), parameters,
-                     varint.encode(len(part) for part in parts[:-1]), *parts])
+    head = varint.encode([len(parameters)]) + parameters + varint.encode(len(part) for part in parts[:-1])
+    return b"".join([head, *parts]), sum(len(part) for part in parts)
 
 
 def decode(payload: bytes, records: Sequence[TensorRecord], limits: Limits,

@@ -1,0 +1,45 @@
+"""tersor: trained convolutional networks as the smallest files that keep their accuracy.
+
+    stats = tersor.calibrate(model, batches)
+    packed = tersor.compress(model, stats, bits=2.0)
+    packed.save("model.tersor")
+    model = tersor.restore("model.tersor", into=model)
+
+Reading needs no torch: `tersor.load(path)` is a mapping of names to NumPy arrays.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .decoder import TersorFile, load
+from .errors import TersorError
+from .limits import Limits
+
+if TYPE_CHECKING:
+    from .config import Config, LayerConfig
+    from .encoder import compress, restore
+    from .packed import Packed
+    from .sensitivity import Statistics, calibrate
+
+__version__ = "0.1.0"
+
+__all__ = ["Config", "LayerConfig", "Limits", "Packed", "Statistics", "TersorError", "TersorFile", "calibrate",
+           "compress", "load", "restore"]
+
+_LAZY = {"Config": "config", "LayerConfig": "config", "Packed": "packed", "Statistics": "statistics",
+         "calibrate": "sensitivity", "compress": "encoder", "restore": "encoder"}
+"""Public name -> module; imported at first use, because torch takes seconds and reading files does not need it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tersor' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

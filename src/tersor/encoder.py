@@ -1,0 +1,241 @@
+"""The orchestrator: a model, its statistics and a target in, a compressed model out.
+
+    stats = tersor.calibrate(model, batches)
+    packed = tersor.compress(model, stats, bits=2.4)
+    packed.save("model.tersor")
+    model = tersor.restore("model.tersor", into=model)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .adapters import safetensors as safetensors_adapter
+from .adapters.inventory import Inventory
+from .adapters.module import inventory_of_module, load_into
+from .adapters.calls import undisturbed
+from .allocation import Trial, search
+from .config import Config, make_config
+from .decoder import load
+from .encoding import Encoding, Plan, static_walk
+from .errors import ConfigError, ModelError
+from .limits import Limits
+from .lockstep import Mismatch, forward, lockstep_walk, usable_samples
+from .packed import Packed
+from .statistics import Statistics
+from .tools import scalar
+from .writer import Written, write
+
+Model = nn.Module | Inventory | Mapping[str, Any] | str | os.PathLike[str]
+
+
+def compress(model: Model, stats: Statistics | None = None, *, bits: float | None = None, size: int | None = None,
+             snr: float | None = None, config: Config | None = None, progress: Callable[[str], None] | None = None,
+             **options: Any) -> Packed:
+    """Compress a model to exactly one of three targets.
+
+    * `model`: an nn.Module (never changed), a state dict of tensors or arrays, a .safetensors path, or an
+      `Inventory`.
+    * `stats`: from `tersor.calibrate` on this very model; None for data-free compression.
+    * `bits`: bits/weight, 8 * file bytes / parameters. `size`: bytes of the file. Both are met within 1% and never
+      exceeded. `snr`: signal-to-noise ratio at the model's output in dB on the calibration samples, at least this
+      and at most 1% more; needs an nn.Module and statistics with samples.
+    * `config`, and any field of `Config` as a keyword: tools, mode, effort, keep_exact, layers.
+    * `progress`: called with a line of text after each trial encoding.
+
+    Raises `ConfigError` (options), `TargetError` (out of reach; says what is reachable), `StatisticsError` (measured on
+    another model), `ModelError` (a tensor that cannot be read).
+    """
+    settings = make_config(config, options)
+    given = {"bits": bits, "size": size, "snr": snr}
+    targets = {name: value for name, value in given.items() if value is not None}
+    if len(targets) != 1:
+        raise ConfigError(f"give exactly one of bits=, size=, snr=; got {', '.join(targets) or 'none'}")
+    (kind, wanted), = targets.items()
+    if not (isinstance(wanted, int | float) and math.isfinite(wanted) and (wanted > 0 or kind == "snr")):
+        raise ConfigError(f"{kind}={wanted!r} must be a finite positive number")
+    inventory = _inventory(model)
+    if stats is not None:
+        stats.check(inventory)
+    job = _Job(Plan(inventory, stats, settings), model if isinstance(model, nn.Module) else None)
+    if kind == "snr":
+        return job.to_snr(float(wanted), progress)
+    target = float(wanted) if kind == "size" else wanted * inventory.parameters / 8.0
+    return job.to_size(target, progress)
+
+
+def restore(file: Any, into: nn.Module, *, limits: Limits | None = None, threads: int | None = None) -> nn.Module:
+    """Load a .tersor file (path, bytes or binary file) into a model of the same architecture; returns the model.
+
+    Raises `FormatError` for a bad file, `ModelError` naming tensors that are missing, unexpected or of another
+    shape; the model is then unchanged.
+    """
+    with load(file, limits, threads) as found:
+        return load_into(into, found.read_all(), found.aliases)
+
+
+@dataclass
+class _Trial:
+    encoding: Encoding
+    written: Written
+    snr: float | None
+
+
+class _Job:
+    """One call of `compress`: encodes at any lambda."""
+
+    def __init__(self, plan: Plan, model: nn.Module | None) -> None:
+        self.plan, self.model = plan, model
+        self.notes: list[str] = []
+        self.samples: Any = None
+        stats = plan.statistics
+        if stats is None:
+            self.notes.append("data-free: no statistics were given, so every layer's relative error counts alike")
+        elif model is not None:
+            self.samples = usable_samples(stats, model)
+            if self.samples is None and plan.config.corrected:
+                self.notes.append("no second walk: " + (stats.graph.reason or "the statistics kept no samples"))
+        self.corrected = plan.config.corrected and self.samples is not None
+
+    def to_size(self, target: float, progress: Callable[[str], None] | None) -> Packed:
+        """The largest file of at most `target` bytes."""
+        weights = sum(self.plan.inventory.tensors[name].size for name in self.plan.layers)
+        other = float(len(write(_empty(self.plan)).data)) if not weights else 0.0
+        start = self._first_guess((target - other) * 8.0 / weights) if weights else 0.0
+
+        def encode(log_price: float) -> tuple[float, _Trial]:
+            trial = self._encode(log_price)
+            return float(len(trial.written.data)), trial
+
+        best = search(encode, target, start, -max(weights, 1) / 16.0, what="size in bytes", progress=progress)
+        return self._packed(best)
+
+    def to_snr(self, target: float, progress: Callable[[str], None] | None) -> Packed:
+        """The smallest file of at least `target` dB."""
+        if self.model is None or self.samples is None:
+            raise ConfigError("snr= needs an nn.Module and statistics with samples (calibrate(..., keep=...)); give "
+                              "bits= or size= instead")
+
+        def encode(log_price: float) -> tuple[float, _Trial]:
+            trial = self._encode(log_price, measure=True)
+            assert trial.snr is not None
+            # The search wants falling values that stay below their target: 1 / dB would not be linear, so the
+            # trial is found by the mirrored quantity, dB below twice the target.
+            return trial.snr, trial
+
+        best = _search_snr(encode, target, self._first_guess(target / 6.0), progress)
+        return self._packed(best)
+
+    def _encode(self, log_price: float, measure: bool = False) -> _Trial:
+        price = 2.0**log_price
+        snr = None
+        encoding = None
+        if self.corrected and self.model is not None:
+            try:
+                encoding, y, y_hat = lockstep_walk(self.plan, price, self.model, self.samples)
+                snr = signal_to_noise(y, y_hat)
+            except Mismatch as error:
+                self.corrected = False
+                self.notes.append(f"no second walk: {error}")
+        if encoding is None:
+            encoding = static_walk(self.plan, price)
+        written = write(encoding)
+        if snr is None and measure:
+            snr = self._measure(written)
+        return _Trial(encoding, written, snr)
+
+    def _measure(self, written: Written) -> float:
+        """Signal-to-noise ratio of the restored model on the samples, by really decoding."""
+        assert self.model is not None
+        with undisturbed(self.model), load(written.data) as file:
+            y = forward(self.model, self.samples)
+            y_hat = forward_restored(self.model, file, self.samples)
+        return signal_to_noise(y, y_hat)
+
+    def _packed(self, best: Trial[_Trial]) -> Packed:
+        trial = best.result
+        if trial.snr is None and self.model is not None and self.samples is not None:
+            trial.snr = self._measure(trial.written)
+        return Packed(trial.written.data, self.plan.inventory.parameters, 2.0**best.log_price, trial.snr,
+                      trial.written.weight_bytes, self.notes)
+
+    def _first_guess(self, bits: float) -> float:
+        """log2 lambda at which plain rounding would have an entropy of `bits` per weight."""
+        targets = [self.plan.target(name) for name in self.plan.layers]
+        if not targets:
+            return 0.0
+        sampled = [(t, [w[:, :: max(1, w.size // 100_000)] for w in t.W]) for t in targets]
+
+        def entropy(log_price: float) -> float:
+            total = weights = 0.0
+            for target, matrices in sampled:
+                steps = scalar.choose_steps(target, 2.0**log_price).step
+                q = np.rint(np.concatenate([(w / s[:, None]).ravel() for w, s in zip(matrices, steps, strict=True)]))
+                _, counts = np.unique(q, return_counts=True)
+                share = counts / counts.sum()
+                total += float(-(share * np.log2(share)).sum()) * target.count
+                weights += target.count
+            return total / weights
+
+        low, high = -80.0, 80.0
+        for _ in range(20):
+            middle = (low + high) / 2
+            low, high = (middle, high) if entropy(middle) > bits else (low, middle)
+        return (low + high) / 2
+
+
+def signal_to_noise(y: Tensor, y_hat: Tensor) -> float:
+    """10 log10(|y|^2 / |y_hat - y|^2) in dB; infinite where they are equal."""
+    signal, noise = float((y**2).sum()), float(((y_hat - y) ** 2).sum())
+    if noise == 0.0:
+        return math.inf
+    return 10.0 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def forward_restored(model: nn.Module, tensors: Mapping[str, Any], samples: Any) -> Tensor:
+    """Outputs of `model` with other tensors in place of its own; the model itself is not touched."""
+    state = model.state_dict(keep_vars=False)
+    replaced = {name: torch.from_numpy(np.array(tensors[name], dtype=np.float32)).to(value.dtype)
+                if value.is_floating_point() else value for name, value in state.items()}
+
+    class _Replaced(nn.Module):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return torch.func.functional_call(model, replaced, args, kwargs, tie_weights=True)
+
+    return forward(_Replaced(), samples)
+
+
+def _search_snr(encode: Callable[[float], tuple[float, _Trial]], target: float, start: float,
+                progress: Callable[[str], None] | None) -> Trial[_Trial]:
+    """Mirror the search: signal-to-noise falls with lambda like bytes, but is wanted from above."""
+    def mirrored(log_price: float) -> tuple[float, _Trial]:
+        value, trial = encode(-log_price)
+        return -value, trial
+
+    found = search(mirrored, -target, -start, -3.0, what="signal-to-noise ratio in dB", progress=progress)
+    return Trial(-found.log_price, -found.value, found.result)
+
+
+def _empty(plan: Plan) -> Encoding:
+    return Encoding(plan, 1.0).complete()
+
+
+def _inventory(model: Model) -> Inventory:
+    """What a model consists of, from whatever form it was given in."""
+    if isinstance(model, Inventory):
+        return model
+    if isinstance(model, nn.Module):
+        return inventory_of_module(model)
+    if isinstance(model, str | os.PathLike):
+        return safetensors_adapter.read(model)
+    if isinstance(model, Mapping):
+        return safetensors_adapter.inventory_of_arrays(model)
+    raise ModelError(f"cannot compress a {type(model).__name__}: give an nn.Module, a state dict or a .safetensors path")

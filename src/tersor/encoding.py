@@ -1,0 +1,224 @@
+"""One encoding of a model at one lambda: the integers of every tensor, chosen layer by layer.
+
+`Encoding` holds what both walks of the encoder share: what to do with a layer, a BatchNorm, a bias, given
+the statistics at hand. `static_walk` visits the layers in any order, with the statistics as calibration
+measured them; `tersor.lockstep` in the order of the data, each corrected for the errors before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .adapters.inventory import Array, BatchNormLayer, Inventory, WeightLayer
+from .bitstream.dtypes import FLOATS, name_of
+from .config import Config
+from .statistics import Statistics
+from .synthesis.batchnorm import BatchNormCode
+from .synthesis.rounding import to_dtype
+from .synthesis.scalar import ScalarCode
+from .synthesis.vector import VectorCode
+from .tools import affine, scalar
+from .tools.metric import Matrix
+from .tools.target import LayerTarget, measured_target, to_matrix, unmeasured_target
+
+SMALLEST_LAYER = 64
+"""Weight tensors with fewer elements are coded like biases: a step each, no context to learn."""
+
+
+@dataclass
+class Plan:
+    """Which tool each tensor gets, decided once from the model, the statistics and the configuration."""
+
+    inventory: Inventory
+    statistics: Statistics | None
+    config: Config
+    layers: dict[str, WeightLayer] = field(default_factory=dict)
+    batchnorms: dict[str, BatchNormLayer] = field(default_factory=dict)
+    vectors: list[str] = field(default_factory=list)
+    raw: list[str] = field(default_factory=list)
+    absorb: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        inventory, config = self.inventory, self.config
+        for layer in inventory.layers:
+            array = inventory.tensors[layer.name]
+            usable = _is_lossy(array) and layer.name not in inventory.exact and array.size >= SMALLEST_LAYER
+            if usable and config.layer(layer.name).tool != "raw":
+                self.layers[layer.name] = layer
+        if not config.keep_exact:
+            for bn in inventory.batchnorms:
+                if all(_is_lossy(inventory.tensors[name]) and name not in inventory.exact for name in bn.names) \
+                        and float(inventory.tensors[bn.running_var].astype(np.float64).min()) >= 0.0:
+                    self.batchnorms[bn.prefix] = bn
+        taken = {name for bn in self.batchnorms.values() for name in bn.names} | set(self.layers)
+        for name, array in inventory.tensors.items():
+            if name in taken:
+                continue
+            small = _is_lossy(array) and name not in inventory.exact and not config.keep_exact
+            wanted_raw = config.layer(name).tool == "raw" if array.ndim >= 2 else False
+            (self.vectors if small and not wanted_raw else self.raw).append(name)
+        if self.statistics is not None:
+            self.absorb = {name: prefix for name, prefix in self.statistics.graph.absorb.items()
+                           if name in self.layers and prefix in self.batchnorms}
+
+    def bias_of(self, name: str) -> str | None:
+        """The key of a layer's own bias, where it is quantised and can take up a mean error."""
+        bias = self.layers[name].bias
+        return bias if bias in self.vectors else None
+
+    def is_centred(self, name: str) -> bool:
+        """Whether a mean error of the layer's output is made up for."""
+        return name in self.absorb or self.bias_of(name) is not None
+
+    def target(self, name: str) -> LayerTarget:
+        """The layer with its metric as calibration measured it, or without one."""
+        layer, tensor = self.layers[name], self.inventory.tensors[name]
+        weight = self.config.layer(name).weight
+        measured = self.statistics.layers.get(name) if self.statistics else None
+        if measured is None:
+            return unmeasured_target(layer, tensor, weight)
+        return measured_target(layer, tensor, measured, self.is_centred(name), name in self.absorb, weight)
+
+
+@dataclass
+class Encoding:
+    """The integers of a model at lambda = `price`; filled in by a walk."""
+
+    plan: Plan
+    price: float
+    scalars: dict[str, ScalarCode] = field(default_factory=dict)
+    batchnorms: dict[str, BatchNormCode] = field(default_factory=dict)
+    vectors: dict[str, VectorCode] = field(default_factory=dict)
+
+    def encode_layer(self, target: LayerTarget) -> Array:
+        """Quantise a layer; returns the tensor as it will be restored."""
+        config = self.plan.config
+        options = scalar.ScalarOptions(feedback=config.feedback)
+        code, _ = scalar.encode(target, self.price, options)
+        self.scalars[target.name] = code
+        return self.restored(target.name)
+
+    def restored(self, name: str) -> Array:
+        """A quantised weight tensor as a decoder gives it back."""
+        array = self.plan.inventory.tensors[name]
+        tensor = self.scalars[name].tensor(array.shape)
+        return to_dtype(tensor.astype(np.float64), name_of(array.dtype), name)
+
+    def encode_batchnorm(self, prefix: str, scale: Matrix, mean_in: Matrix, mean_out: Matrix) -> BatchNormCode:
+        """Quantise y = a z + b: scales `scale` [C]; the shifts make the mean output `mean_out` for mean input `mean_in`.
+
+        So the rounding of the scale costs no mean error.
+        """
+        bn = self.plan.batchnorms[prefix]
+        statistics = self.plan.statistics
+        measured = statistics.batchnorms.get(prefix) if statistics else None
+        relative = shift_sensitivity = None
+        if measured is not None:
+            original, _ = affine_of(self.plan.inventory, bn)
+            relative = measured.scale_sensitivity.astype(np.float64) * original**2
+            shift_sensitivity = measured.shift_sensitivity.astype(np.float64)
+        index, sign, resolution = affine.quantize_scale(scale, relative, self.price)
+        known = BatchNormCode(index, sign, resolution, np.zeros(0, np.int64), 0, bn.eps).scale()
+        code = affine.batchnorm_code((index, sign, resolution), mean_out - known * mean_in, shift_sensitivity, self.price,
+                                     bn.eps)
+        self.batchnorms[prefix] = code
+        return code
+
+    def encode_vector(self, name: str, values: npt.NDArray[np.floating]) -> Array:
+        """Quantise a small tensor to `values` (which may be corrected ones); returns it as restored."""
+        array = self.plan.inventory.tensors[name]
+        statistics = self.plan.statistics
+        sensitivity = statistics.vector_sensitivity.get(name) if statistics else None
+        code = affine.quantize_vector(values, sensitivity, self.price)
+        self.vectors[name] = code
+        return to_dtype(code.values(), name_of(array.dtype), name)
+
+    def complete(self) -> Encoding:
+        """Encode, as calibration measured it, everything that a walk has not visited."""
+        plan = self.plan
+        for name in plan.layers:
+            if name not in self.scalars:
+                self._encode_alone(name)
+        for prefix, bn in plan.batchnorms.items():
+            if prefix not in self.batchnorms:
+                scale, shift = affine_of(plan.inventory, bn)
+                mean = plan.inventory.tensors[bn.running_mean].astype(np.float64)
+                self.encode_batchnorm(prefix, scale, mean, scale * mean + shift)
+        for name in plan.vectors:
+            if name not in self.vectors:
+                self.encode_vector(name, plan.inventory.tensors[name])
+        return self
+
+    def _encode_alone(self, name: str) -> None:
+        """A layer, and what can make up for its errors in closed form: its BatchNorm or its bias."""
+        plan = self.plan
+        target = plan.target(name)
+        restored = self.encode_layer(target)
+        measured = plan.statistics.layers.get(name) if plan.statistics else None
+        if measured is None:
+            return
+        after = np.asarray(to_matrix(restored, target.layer), dtype=np.float64)
+        mean = measured.mean.astype(np.float64)
+        before_mean, after_mean = (np.einsum("gmn,gn->gm", w, mean).ravel() for w in (target.W, after))
+        bias = plan.layers[name].bias
+        own = plan.inventory.tensors[bias].astype(np.float64) if bias is not None else 0.0
+        prefix = plan.absorb.get(name)
+        if target.layer.kind not in ("conv", "linear"):
+            if prefix is not None:
+                self._absorb_blindly(name, prefix, target)
+        elif prefix is not None:
+            variances = [np.stack([_output_energy(w[k], target.A[k]) for k in range(target.groups)]).ravel()
+                         for w in (target.W, after)]
+            scale, shift = affine_of(plan.inventory, plan.batchnorms[prefix])
+            refitted = scale * rescale(variances[0], variances[1])
+            self.encode_batchnorm(prefix, refitted, after_mean, scale * (before_mean + own) + shift)
+            if bias in plan.vectors:
+                self.encode_vector(bias, np.zeros_like(own))
+        elif bias in plan.vectors:
+            self.encode_vector(bias, own + before_mean - after_mean)
+
+    def _absorb_blindly(self, name: str, prefix: str, target: LayerTarget) -> None:
+        """A transposed convolution without a second walk: its BatchNorm takes up the steps, no more."""
+        plan = self.plan
+        steps = scalar.choose_steps(target, self.price)
+        scale, shift = affine_of(plan.inventory, plan.batchnorms[prefix])
+        bias = plan.layers[name].bias
+        own = plan.inventory.tensors[bias].astype(np.float64) if bias is not None else 0.0
+        self.encode_batchnorm(prefix, scale * target.by_channel(steps.absorbed), np.zeros_like(scale), shift + scale * own)
+        if bias in plan.vectors:
+            self.encode_vector(bias, np.zeros_like(own))
+
+
+def affine_of(inventory: Inventory, bn: BatchNormLayer) -> tuple[Matrix, Matrix]:
+    """(a, b) float64 [C] of y = a z + b that a BatchNorm computes in eval mode."""
+    weight, bias, mean, variance = (inventory.tensors[name].astype(np.float64) for name in bn.names)
+    scale = weight / np.sqrt(variance + bn.eps)
+    return scale, bias - scale * mean
+
+
+def rescale(before: Matrix, after: Matrix) -> Matrix:
+    """Factor on a BatchNorm's scale that gives its output the variance it had (matching variances serves
+    better than least squares), 0 where nothing is left of the input."""
+    ratio = np.sqrt(np.divide(before, after, out=np.zeros_like(before), where=after > 0))
+    return np.asarray(ratio)
+
+
+def static_walk(plan: Plan, price: float) -> Encoding:
+    """All layers, each for itself."""
+    return Encoding(plan, price).complete()
+
+
+def _output_energy(w: Matrix, a: npt.NDArray[np.floating]) -> Matrix:
+    """w A w^T's diagonal [m]; A [n, n] or diagonal [n]."""
+    return np.asarray(np.einsum("mn,mn->m", w * a if a.ndim == 1 else w @ a, w))
+
+
+def _is_lossy(array: Array) -> bool:
+    """Whether a tensor may be quantised: finite floats, at least one."""
+    if array.size == 0 or name_of(array.dtype) not in FLOATS:
+        return False
+    return bool(np.isfinite(array.astype(np.float64)).all())
+

@@ -1,0 +1,334 @@
+"""The encoder's second walk: one forward pass in which the original and the compressed network run side by side.
+
+The calibration inputs are stacked twice. The first half of every batch goes through the original weights, the second
+through what a decoder will restore. When a layer is reached, its input u in the original network and u^ in
+the partly compressed one are both there, so the layer is quantised *then*, towards the target that makes up for the
+errors of all layers before it (methods.md, section 8):
+
+    H = E[u^ u^^T], C = E[u u^^T] (centred):   W_t = W + W (C - H) (H + damping)^-1 + E[s - s^] u^^T H^-1 / gamma
+
+with the shortcut s of a residual branch and the gain gamma of its BatchNorm. Its BatchNorm or bias follows in closed
+form. One forward pass encodes the whole network, however deep. (GPTQ's and CERWU's sequential targets, in one pass.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .adapters.calls import LAYER_CALLS, argument, names_by_id, undisturbed
+from .adapters.module import to_torch
+from .adapters.lockstep import CallCounter
+from .calibration.patches import Geometry, at_positions, groups_of_call, to_matrix, windows
+from .encoding import Encoding, Plan, affine_of, rescale
+from .statistics import Statistics
+from .tools.metric import Matrix
+from .tools.target import LayerTarget
+
+MEMORY = 2 << 30
+"""Bytes that the widest activation of the doubled batch may take, before fewer samples are used."""
+PATCHES = 128 << 20
+"""Bytes of unfolded patches at a time."""
+POSITIONS = 1024
+"""Positions per image that the moments of a convolution's input are averaged over."""
+TARGET_DAMPING = 0.01
+"""Share of H's mean diagonal that is added to it where targets are corrected."""
+LARGEST = 4608
+"""Layers with more inputs keep their own targets: H would take longer than it saves."""
+
+
+class Mismatch(Exception):
+    """The doubled batch does not split at this layer or did not reproduce the original network."""
+
+
+def lockstep_walk(plan: Plan, price: float, model: nn.Module, samples: Tensor | dict[str, Tensor]) -> tuple[Encoding, Tensor, Tensor]:
+    """Encode `model` at lambda = `price`; returns the encoding and both networks' outputs on the samples.
+
+    Raises `Mismatch` for a model whose batch axis is not the first or whose samples depend on each other: the
+    caller then takes `static_walk`.
+    """
+    encoding = Encoding(plan, price)
+    with undisturbed(model), torch.no_grad():
+        doubled = _map(samples, lambda t: torch.cat([t, t]))
+        first = next(iter(doubled.values())) if isinstance(doubled, dict) else doubled
+        walk = _Lockstep(model, encoding, first, len(first) // 2)
+        with walk:
+            output = model(**doubled) if isinstance(doubled, dict) else model(doubled)
+        y = _first_tensor(output)
+        if y is None or len(y) != len(first) or walk.calls != walk.graph.calls:
+            raise Mismatch("the network took another way than when it was calibrated")
+        reference = forward(model, samples)
+    half = len(first) // 2
+    if not torch.allclose(reference, y[:half].double(), rtol=1e-2, atol=1e-3 * float(reference.abs().max()) + 1e-6):
+        raise Mismatch("the original network's outputs changed when run beside the compressed one")
+    return encoding.complete(), y[:half].double(), y[half:].double()
+
+
+def usable_samples(statistics: Statistics, model: nn.Module) -> Tensor | dict[str, Tensor] | None:
+    """The samples that a second walk may use: as many as memory allows, None without samples or graph."""
+    samples = statistics.samples
+    if samples is None or statistics.graph.reason is not None or not statistics.graph.calls:
+        return None
+    widest = _Widest()
+    with undisturbed(model), torch.no_grad(), widest:
+        one = _map(samples, lambda t: t[:1])
+        _ = model(**one) if isinstance(one, dict) else model(one)
+    count = max(8, MEMORY // max(1, 2 * widest.nbytes))
+    return _map(samples, lambda t: t[:count])
+
+
+def forward(model: nn.Module, samples: Tensor | dict[str, Tensor], batch: int = 64) -> Tensor:
+    """float64 outputs (the first tensor) of a model on samples, in batches; call it under `undisturbed`."""
+    total = len(next(iter(samples.values())) if isinstance(samples, dict) else samples)
+    outputs = []
+    with torch.no_grad():
+        for start in range(0, total, batch):
+            part = _map(samples, lambda t, start=start: t[start : start + batch])  # type: ignore[misc]
+            y = _first_tensor(model(**part) if isinstance(part, dict) else model(part))
+            if y is None:
+                raise Mismatch("the model returns no tensor")
+            outputs.append(y.double())
+    return torch.cat(outputs)
+
+
+class _Widest(torch.overrides.TorchFunctionMode):
+    """Notes the largest tensor that any call returns."""
+
+    nbytes = 0
+
+    def __torch_function__(self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
+                           kwargs: Mapping[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.nbytes = max(self.nbytes, result.numel() * result.element_size())
+        return result
+
+
+class _Lockstep(CallCounter):
+    """Splits every call with a weight that is being encoded into its two halves, and encodes at first sight."""
+
+    def __init__(self, model: nn.Module, encoding: Encoding, first: Tensor, half: int) -> None:
+        plan = encoding.plan
+        assert plan.statistics is not None
+        self.graph = plan.statistics.graph
+        super().__init__(self.graph.last_use, first)
+        self.encoding, self.plan, self.half = encoding, plan, half
+        self.statistics = plan.statistics
+        self.names = names_by_id(model, plan.inventory)
+        self.batchnorm_of = {bn.running_mean: prefix for prefix, bn in plan.batchnorms.items()}
+        self.weights: dict[str, Tensor] = {}  # restored, by name
+        self.affine: dict[str, tuple[Tensor, Tensor]] = {}  # restored a, b of a BatchNorm
+        self.generator = torch.Generator().manual_seed(self.statistics.seed)
+
+    def __torch_function__(self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
+                           kwargs: Mapping[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        name = self.names.get(id(argument(args, kwargs, 1, "weight")), "") if func in LAYER_CALLS else ""
+        if name in self.plan.layers and LAYER_CALLS[func] != "embedding":
+            def call(*args: Any, **kwargs: Any) -> Any:
+                return self._layer(name, func, args, kwargs)
+        elif func is F.batch_norm and not argument(args, kwargs, 5, "training", False):
+            prefix = self.batchnorm_of.get(self.names.get(id(argument(args, kwargs, 1, "running_mean")), ""))
+            if prefix is None:
+                return super().__torch_function__(func, types, args, kwargs)
+
+            def call(*args: Any, **kwargs: Any) -> Any:
+                return self._batchnorm(prefix, argument(args, kwargs, 0, "input"))
+        else:
+            return super().__torch_function__(func, types, args, kwargs)
+        return super().__torch_function__(call, types, args, kwargs)
+
+    # ---- layers --------------------------------------------------------------------------------------
+
+    def _layer(self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+        x = argument(args, kwargs, 0, "input")
+        bias_name = self.names.get(id(argument(args, kwargs, 2, "bias")))
+        if x.ndim < 2 or len(x) % (2 * self.half):
+            raise Mismatch(f"{name}: its input of shape {tuple(x.shape)} does not have the samples first")
+        middle = len(x) // 2
+        options = {key: value for key, value in kwargs.items() if key not in ("input", "weight", "bias")}
+        rest = list(args[3:])
+        weight, bias = argument(args, kwargs, 1, "weight"), argument(args, kwargs, 2, "bias")
+
+        def run(part: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+            return func(part, w, b, *rest, **options)  # type: ignore[no-any-return]
+
+        z = run(x[:middle], weight, bias)
+        if name not in self.weights:
+            target = self._target(name, func, args, kwargs, x, z)
+            self.weights[name] = self._to_torch(self.encoding.encode_layer(target), weight)
+        restored = self.weights[name]
+        if bias is not None and bias_name in self.plan.vectors and bias_name not in self.encoding.vectors \
+                and self.plan.layers[name].bias == bias_name:
+            z_hat = run(x[middle:], restored, None)
+            axis = 1 if LAYER_CALLS[func] != "linear" else z.ndim - 1
+            over = [i for i in range(z.ndim) if i != axis]
+            wanted = (z.double().mean(over) - z_hat.double().mean(over)).numpy()
+            # Before a BatchNorm a shift is no one's: the BatchNorm has it.
+            array = self.encoding.encode_vector(bias_name, np.zeros_like(wanted) if name in self.plan.absorb else wanted)
+            shape = [-1 if i == axis else 1 for i in range(z.ndim)]
+            return torch.cat([z, z_hat + self._to_torch(array, bias).reshape(shape)])
+        if bias_name is not None and bias_name in self.encoding.vectors:
+            array = self.plan.inventory.tensors[bias_name]
+            values = self.encoding.vectors[bias_name].values().astype(np.float32).astype(array.dtype)
+            bias = self._to_torch(values, bias)
+        return torch.cat([z, run(x[middle:], restored, bias)])
+
+    def _target(self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any],
+                x: Tensor, z: Tensor) -> LayerTarget:
+        """The layer's target, corrected where that can be measured."""
+        target = self.plan.target(name)
+        measured = self.statistics.layers.get(name)
+        if measured is None or target.A.ndim == 2 or target.W.shape[2] > LARGEST or target.layer.kind == "embedding":
+            return target
+        shortcut = self._shortcut(name, z)
+        moments = self._moments(target, func, args, kwargs, x, z, shortcut)
+        centred = self.plan.is_centred(name)
+        w, a = target.W.copy(), np.empty_like(target.A)
+        for k in range(target.groups):
+            h, c, r, mean, mean_hat, mean_r = (m[k] for m in moments)
+            if centred:
+                h, c = h - np.outer(mean_hat, mean_hat), c - np.outer(mean, mean_hat)
+                r = r - np.outer(mean_r, mean_hat)
+            h = (h + h.T) / 2
+            damped = torch.from_numpy(h + np.eye(len(h)) * (TARGET_DAMPING * np.trace(h) / len(h) + 1e-30))
+            factor, failed = torch.linalg.cholesky_ex(damped)
+            a[k] = h * measured.positions
+            if not int(failed):
+                right = torch.from_numpy((w[k] @ (c - h) + r).T.copy())
+                w[k] += torch.cholesky_solve(right, factor).numpy().T
+        return replace(target, W=w, A=a)
+
+    def _shortcut(self, name: str, z: Tensor) -> Tensor | None:
+        """(s - s^) / gamma [images, channels, ...] of the addition that follows, or None."""
+        prefix = self.plan.absorb.get(name)
+        number = self.graph.residual.get(prefix if prefix is not None else name)
+        other = self.values.get(number) if number is not None else None
+        if other is None or len(other) % 2 or other[: len(other) // 2].shape != z.shape or z.ndim < 3:
+            return None
+        difference = other[: len(z)] - other[len(z) :]
+        if prefix is not None:
+            scale, _ = affine_of(self.plan.inventory, self.plan.batchnorms[prefix])
+            usable = np.abs(scale) > 1e-3 * np.abs(scale).max(initial=1e-30)
+            inverse = np.where(usable, 1.0 / np.where(usable, scale, 1.0), 0.0)
+            difference = difference * torch.from_numpy(inverse).to(z.dtype).reshape(1, -1, *[1] * (z.ndim - 2))
+        return difference
+
+    def _moments(self, target: LayerTarget, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any],
+                 x: Tensor, z: Tensor, shortcut: Tensor | None) -> tuple[Matrix, ...]:
+        """Means over positions, per group: H, C [n, n], R = E[(s - s^) u^^T] [m, n], and means of u, u^, s - s^."""
+        groups, m, n = target.W.shape
+        h, c = (torch.zeros(groups, n, n, dtype=torch.float64) for _ in "hc")
+        r = torch.zeros(groups, m, n, dtype=torch.float64)
+        u_sum, v_sum = (torch.zeros(groups, n, dtype=torch.float64) for _ in "uv")
+        s_sum, count = torch.zeros(groups, m, dtype=torch.float64), 0
+        middle = len(x) // 2
+        columns = _Columns(target, func, args, kwargs, self.generator)
+        chunk = max(1, PATCHES // max(1, columns.bytes_per_image(x, z)))
+        for start in range(0, middle, chunk):
+            stop = min(start + chunk, middle)
+            u, v, s = columns.of(x[start:stop], x[middle + start : middle + stop], z[start:stop],
+                                 None if shortcut is None else shortcut[start:stop])
+            h += (v @ v.mT).double()
+            c += (u @ v.mT).double()
+            u_sum += u.double().sum(2)
+            v_sum += v.double().sum(2)
+            count += u.shape[2]
+            if s is not None:
+                r += (s @ v.mT).double()
+                s_sum += s.double().sum(2)
+        return tuple((part / max(count, 1)).numpy() for part in (h, c, r, u_sum, v_sum, s_sum))
+
+    # ---- BatchNorm -------------------------------------------------------------------------------------
+
+    def _batchnorm(self, prefix: str, x: Tensor) -> Tensor:
+        if len(x) % (2 * self.half):
+            raise Mismatch(f"{prefix}: its input of shape {tuple(x.shape)} does not have the samples first")
+        middle = len(x) // 2
+        scale, shift = affine_of(self.plan.inventory, self.plan.batchnorms[prefix])
+        if prefix not in self.affine:
+            over = [i for i in range(x.ndim) if i != 1]
+            z, z_hat = x[:middle].double(), x[middle:].double()
+            mean, mean_hat = z.mean(over).numpy(), z_hat.mean(over).numpy()
+            ratio = rescale(z.var(over, correction=0).numpy(), z_hat.var(over, correction=0).numpy())
+            wanted = scale * mean + shift
+            number = self.graph.residual.get(prefix)
+            other = self.values.get(number) if number is not None else None
+            if other is not None and other.shape == x.shape:
+                wanted = wanted + (other[:middle] - other[middle:]).double().mean(over).numpy()
+            code = self.encoding.encode_batchnorm(prefix, scale * ratio, mean_hat, wanted)
+            # As a decoder restores it: rounded to float32.
+            self.affine[prefix] = (torch.from_numpy(code.scale().astype(np.float32)),
+                                   torch.from_numpy(code.shift().astype(np.float32)))
+        shape = (1, -1, *[1] * (x.ndim - 2))
+
+        def apply(part: Tensor, a: Tensor, b: Tensor) -> Tensor:
+            return part * a.to(part.dtype).reshape(shape) + b.to(part.dtype).reshape(shape)
+
+        original = apply(x[:middle], torch.from_numpy(scale), torch.from_numpy(shift))
+        return torch.cat([original, apply(x[middle:], *self.affine[prefix])])
+
+    @staticmethod
+    def _to_torch(array: Any, like: Tensor) -> Tensor:
+        return to_torch(array).to(like.device, like.dtype)
+
+
+class _Columns:
+    """Input columns u [groups, n, count] of a layer's call, at all or at randomly chosen positions."""
+
+    def __init__(self, target: LayerTarget, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any],
+                 generator: torch.Generator) -> None:
+        self.kind = LAYER_CALLS[func]
+        self.generator = generator
+        self.groups = 1
+        if self.kind != "linear":
+            kernel = argument(args, kwargs, 1, "weight").shape[2:]
+            self.geometry = Geometry.of_call(args, kwargs, kernel, self.kind == "conv_transposed")
+            self.groups = groups_of_call(args, kwargs)
+
+    def bytes_per_image(self, x: Tensor, z: Tensor) -> int:
+        """Of the unfolded patches of both networks."""
+        if self.kind == "linear":
+            return 2 * x[0].numel() * x.element_size()
+        taps = int(np.prod(self.geometry.kernel))
+        return 2 * taps * x.shape[1] * min(POSITIONS, int(np.prod(z.shape[2:]))) * x.element_size()
+
+    def of(self, u: Tensor, v: Tensor, z: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(u, u^, s - s^) as columns [groups, n or m, count] of images of both networks."""
+        if self.kind == "linear":
+            flat = [part.reshape(-1, part.shape[-1]).T[None] for part in (u, v)]
+            return flat[0], flat[1], None
+        sizes = (u if self.kind == "conv_transposed" else z).shape[2:]
+        index = None
+        if int(np.prod(sizes)) > POSITIONS:
+            index = torch.randint(int(np.prod(sizes)), (len(u), POSITIONS), generator=self.generator)
+        first, second = (self._pick(part, index, sizes, windowed=self.kind == "conv") for part in (u, v))
+        if s is None or self.kind == "conv_transposed":
+            return first, second, None
+        return first, second, self._pick(s, index, sizes, windowed=False)
+
+    def _pick(self, part: Tensor, index: Tensor | None, sizes: Sequence[int], windowed: bool) -> Tensor:
+        view = windows(part, self.geometry, sizes) if windowed else part
+        axes = len(sizes)
+        if index is not None:
+            view, axes = at_positions(view, index, sizes), 1
+        return to_matrix(view, len(part), self.groups, axes).flatten(2)
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() else None
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
+
+
+def _map(samples: Tensor | dict[str, Tensor], function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(samples, dict):
+        return {key: function(value) if isinstance(value, Tensor) else value for key, value in samples.items()}
+    return function(samples)

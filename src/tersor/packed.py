@@ -1,0 +1,75 @@
+"""A compressed model in memory: what `tersor.compress` returns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .bitstream import container
+from .bitstream.atomic import atomic_write
+from .bitstream.manifest import TensorRecord
+from .decoder import TersorFile, load, tool_name
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A finished file and how it came about.
+
+    * `data`: the file, byte for byte.
+    * `parameters`: the denominator of bits/weight. `price`: lambda. `snr`: signal-to-noise ratio at the output in
+      dB on the calibration samples, None where it was not measured.
+    * `notes`: what the encoder wants its user to know.
+    """
+
+    data: bytes
+    parameters: int
+    price: float
+    snr: float | None = None
+    weight_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self.data)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """8 * size / parameters: everything counted."""
+        return 8.0 * self.size / max(1, self.parameters)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> int:
+        """Write the file atomically; returns its size in bytes. Raises FileExistsError, OSError."""
+        with atomic_write(path, overwrite=overwrite) as file:
+            file.write(self.data)
+        return self.size
+
+    def load(self) -> TersorFile:
+        """The tensors, decoded from the file's bytes."""
+        return load(self.data)
+
+    def report(self) -> dict[str, object]:
+        """Where the bytes go, and what the encoder measured.
+
+        total_bytes = header_bytes (header and manifest) + payload_bytes (codes of the weights) + side_bytes (all else:
+        steps and tables, BatchNorm, biases, lossless tensors).
+        """
+        with self.load() as file:
+            sections = file.manifest.sections
+            header = self.size - sum(section.length for section in sections)
+            by_tool: dict[str, int] = {}
+            for section in sections:
+                by_tool[tool_name(section.tool)] = by_tool.get(tool_name(section.tool), 0) + section.length
+        return {
+            "total_bytes": self.size, "header_bytes": header, "payload_bytes": self.weight_bytes,
+            "side_bytes": self.size - header - self.weight_bytes, "bytes_by_tool": by_tool,
+            "bits_per_weight": self.bits_per_weight, "parameters": self.parameters,
+            "lambda": self.price, "snr_db": self.snr, "notes": list(self.notes),
+        }
+
+
+def assemble(tensors: Sequence[TensorRecord], sections: Sequence[tuple[int, bytes]], parameters: int,
+             metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a file from its parts."""
+    return container.to_bytes(tensors, sections, parameters=parameters, metadata=metadata)

@@ -1,0 +1,151 @@
+"""Entropy-constrained scalar quantization of one layer at a given lambda.
+
+Steps follow the sensitivities, s = sqrt(6 lambda / (ln 2 h)) with h = g_i * mean_j d_j (methods, section 1: the
+slope -dD/dR of a uniform quantizer with an ideal entropy code, D = h s^2 / 12), rounding is
+rate-distortion-optimised against code lengths, errors are fed back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..synthesis import grid
+from ..synthesis.scalar import MAX_SHIFT, SHIFT_UNIT, ScalarCode
+from . import feedback
+from .feedback import REACH, Rounding
+from .metric import Matrix
+from .target import LayerTarget
+
+ROW_BITS = 3.5
+"""What a row's own step costs as side information, for the decision; the file is measured in the end."""
+ROW_RESOLUTION = 2
+"""Row steps in quarters of an octave."""
+FLOOR = 1e-4
+"""Smallest sensitivity of an output, as a share of the mean."""
+CLASSES = 4
+"""Rows are sorted into so many classes of spread, each with its own code lengths."""
+
+
+@dataclass(frozen=True)
+class ScalarOptions:
+    """rdo: share of lambda that rounding decisions pay for a bit (0: nearest). centroids: shift the
+    reconstruction points where that lowers the distortion. two_sided: feedback from row to row as well."""
+
+    rdo: float = 0.45
+    centroids: bool = False
+    two_sided: bool = True
+    feedback: bool = True
+
+
+@dataclass(frozen=True)
+class Steps:
+    """step: float64 [groups, m / groups] that quantisation uses; and how a file tells it: see ScalarCode.
+
+    `absorbed`: float64, same shape: step of the quantiser over the step in the file, which the BatchNorm takes
+    up; 1 elsewhere.
+    """
+
+    step: Matrix
+    index: int
+    rows: npt.NDArray[np.int64] | None
+    absorbed: Matrix
+
+
+def output_costs(target: LayerTarget, two_sided: bool = True) -> Matrix:
+    """g float64 [groups, m / groups]: what a unit error of an output costs, floored."""
+    costs = [factor.cost if two_sided else factor.diagonal for factor in target.row_factors]
+    g = np.stack(costs)
+    return np.maximum(g, FLOOR * max(float(g.mean()), 1e-300))
+
+
+def choose_steps(target: LayerTarget, price: float, two_sided: bool = True) -> Steps:
+    """Steps of all rows at lambda = `price`, on the logarithmic grid where the file must tell them."""
+    g = output_costs(target, two_sided)
+    d = np.stack([factor.cost for factor in target.column_factors]).mean(axis=1, keepdims=True)
+    ideal = np.sqrt(6.0 * price / (np.log(2.0) * g * d))
+    per_channel = target.by_channel(np.log2(ideal))
+    if target.absorbed:
+        step = target.from_channel(np.exp2(per_channel))
+        index = int(np.clip(np.rint(np.log2(_typical(step)) * grid.RESOLUTION), -grid.MAX_INDEX, grid.MAX_INDEX))
+        return Steps(step, index, None, step / float(grid.value(index)))
+    return _told_steps(target, ideal, per_channel)
+
+
+def _told_steps(target: LayerTarget, ideal: Matrix, per_channel: Matrix) -> Steps:
+    """Steps that travel as side information: one for all, or one per row of the file where that pays."""
+    # A common step wastes 1/2 log2 (arithmetic over geometric mean of the sensitivities) bits per weight.
+    sensitivity = np.exp2(-2.0 * per_channel)
+    gain = 0.5 * (np.log2(sensitivity.mean()) + 2.0 * per_channel.mean()) * target.count
+    common = float(np.exp2(-0.5 * np.log2(sensitivity.mean())))
+    base = int(grid.nearest(common))
+    if gain <= ROW_BITS * per_channel.size or target.file_rows != per_channel.size:
+        step = np.full(ideal.shape, float(grid.value(base)))
+        return Steps(step, base, None, np.ones_like(step))
+    unit = grid.RESOLUTION >> ROW_RESOLUTION
+    rows = np.rint((per_channel * grid.RESOLUTION - base) / unit).astype(np.int64)
+    step = target.from_channel(grid.value(base + rows * unit))
+    return Steps(step, base, rows, np.ones_like(step))
+
+
+def encode(target: LayerTarget, price: float, options: ScalarOptions) -> tuple[ScalarCode, Steps]:
+    """The integers of a layer at lambda = `price`.
+
+    Two looks: plain rounding gives the code lengths (and the centroids), then the real pass with feedback.
+    """
+    steps = choose_steps(target, price, options.two_sided)
+    g = output_costs(target, options.two_sided)
+    first = [target.W[k] / steps.step[k][:, None] for k in range(target.groups)]
+    row_class, bits = code_lengths(first)
+    shift = _centroids(first) if options.centroids else (0, 0)
+    codes = []
+    for k in range(target.groups):
+        rounding = Rounding(
+            step=np.ascontiguousarray(steps.step[k]),
+            price=options.rdo * price / (g[k] * steps.step[k] ** 2),
+            bits=bits, row_class=row_class[k], shift=(shift[0] / SHIFT_UNIT, shift[1] / SHIFT_UNIT))
+        columns, rows = target.column_factors[k], target.row_factors[k].factor
+        if not options.feedback:
+            columns, rows = columns.without_feedback(), rows.without_feedback()
+        elif not options.two_sided:
+            rows = rows.without_feedback()
+        q, _ = feedback.quantize(target.W[k], columns, rows, rounding)
+        codes.append(q)
+    q = target.to_file(np.stack(codes))
+    return ScalarCode(q, steps.index, steps.rows, ROW_RESOLUTION, shift, target.swapped), steps
+
+
+def code_lengths(values: list[Matrix]) -> tuple[list[npt.NDArray[np.int32]], Matrix]:
+    """(classes of the rows per group, bits [CLASSES, 2 REACH + 1]) from values in units of a step.
+
+    Rows are classed by their spread: the entropy coders adapt to rows, so a rare large value in a quiet row
+    is dearer than in a loud one.
+    """
+    spread = [np.abs(v).mean(axis=1) if v.size else np.zeros(len(v)) for v in values]
+    joined = np.concatenate(spread) if spread else np.zeros(0)
+    cuts = np.quantile(joined, np.arange(1, CLASSES) / CLASSES) if joined.size >= 4 * CLASSES else np.zeros(0)
+    row_class = [np.searchsorted(cuts, s).astype(np.int32) for s in spread]
+    counts = np.zeros((CLASSES, 2 * REACH + 1))
+    for v, c in zip(values, row_class, strict=True):
+        q = np.clip(np.rint(v), -REACH, REACH).astype(np.int64) + REACH
+        np.add.at(counts, (np.broadcast_to(c[:, None], q.shape), q), 1.0)
+    counts = counts + counts[:, ::-1] + 0.3  # signs cost a bit on average, whatever the sample says
+    return row_class, -np.log2(counts / counts.sum(axis=1, keepdims=True))
+
+
+def _centroids(values: list[Matrix]) -> tuple[int, int]:
+    """Mean distance of values below their integer, for |q| = 1 and |q| > 1, in 1/64 of a step."""
+    x = np.abs(np.concatenate([v.ravel() for v in values])) if values else np.zeros(0)
+    q = np.rint(x)
+    out = []
+    for member in (q == 1, q > 1):
+        mean = float((q[member] - x[member]).mean()) if member.any() else 0.0
+        out.append(int(np.clip(np.rint(mean * SHIFT_UNIT), 0, MAX_SHIFT)))
+    return out[0], out[1]
+
+
+def _typical(step: Matrix) -> float:
+    """Geometric mean."""
+    return float(np.exp(np.log(step).mean()))

@@ -1,0 +1,151 @@
+"""One layer as the coding tools see it: its weight as matrices, its metric in triangular form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from ..adapters.inventory import WeightLayer
+from ..statistics import LayerStatistics
+from .metric import DAMPING, Matrix, Triangular, triangular
+
+
+@dataclass(frozen=True)
+class RowFactor:
+    """Factor of G, and G's own diagonal (the cost of an output's error when rows do not help each other)."""
+
+    factor: Triangular
+    diagonal: Matrix
+
+    @property
+    def cost(self) -> Matrix:
+        return self.factor.cost
+
+
+@dataclass(frozen=True)
+class LayerTarget:
+    """What a tool has to describe.
+
+    * `W`: float64 [groups, m, n], m outputs and n inputs per group; the layer's matrix view.
+    * `A`: [groups, n, n] or diagonal [groups, n], already centred where a mean error is made up for by a
+      bias or BatchNorm. `G`: [groups, m, m] or diagonal [groups, m].
+    * `absorbed`: a BatchNorm follows that takes up any scale and shift per output channel.
+
+    The file keeps a tensor as rows of its axis 0, or of axis 1 where `swapped` (output channels first).
+    """
+
+    layer: WeightLayer
+    shape: tuple[int, ...]
+    W: Matrix
+    A: npt.NDArray[np.floating]
+    G: npt.NDArray[np.floating]
+    absorbed: bool = False
+    damping: float = field(default=DAMPING)
+
+    @property
+    def name(self) -> str:
+        return self.layer.name
+
+    @property
+    def groups(self) -> int:
+        return len(self.W)
+
+    @property
+    def count(self) -> int:
+        """Weights."""
+        return self.W.size
+
+    @property
+    def swapped(self) -> bool:
+        return is_swapped(self.layer)
+
+    @property
+    def file_rows(self) -> int:
+        return self.shape[1] if self.swapped else self.shape[0]
+
+    @cached_property
+    def column_factors(self) -> list[Triangular]:
+        """Of A, per group."""
+        return [triangular(a, self.damping) for a in self.A]
+
+    @cached_property
+    def row_factors(self) -> list[RowFactor]:
+        """Of G, per group."""
+        diagonals = [np.diag(g) if g.ndim == 2 else g for g in self.G]
+        return [RowFactor(triangular(g, self.damping), np.asarray(diagonal, dtype=np.float64))
+                for g, diagonal in zip(self.G, diagonals, strict=True)]
+
+    def by_channel(self, per_row: Matrix) -> Matrix:
+        """[groups, m] -> [channels]: mean over the matrix rows that belong to one output channel."""
+        taps = self._taps_per_channel
+        return per_row.reshape(-1, taps).mean(axis=1)
+
+    def from_channel(self, per_channel: Matrix) -> Matrix:
+        """[channels] -> [groups, m]."""
+        return np.repeat(per_channel, self._taps_per_channel).reshape(self.groups, -1)
+
+    def to_file(self, q: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Integers [groups, m, n] -> the file's matrix [rows, columns]."""
+        tensor = from_matrix(q, self.layer, self.shape)
+        moved = tensor.swapaxes(0, 1) if self.swapped else tensor
+        return np.ascontiguousarray(moved).reshape(self.file_rows, -1)
+
+    @property
+    def _taps_per_channel(self) -> int:
+        return prod(self.shape[2:]) if self.layer.kind == "conv_transposed" else 1
+
+
+def is_swapped(layer: WeightLayer) -> bool:
+    """Whether axis 1 holds the output channels."""
+    return layer.kind in ("conv_transposed", "embedding")
+
+
+def to_matrix(tensor: npt.NDArray[np.generic], layer: WeightLayer) -> npt.NDArray[np.generic]:
+    """A weight tensor -> [groups, m, n], m outputs and n inputs per group, as in `LayerStatistics`."""
+    if layer.kind == "embedding":
+        return tensor.T[None]
+    if layer.kind == "conv_transposed":
+        per_group = tensor.reshape(layer.groups, tensor.shape[0] // layer.groups, -1)
+        return per_group.transpose(0, 2, 1)
+    return tensor.reshape(layer.groups, tensor.shape[0] // layer.groups, -1)
+
+
+def from_matrix(matrix: npt.NDArray[np.generic], layer: WeightLayer, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
+    """The inverse of `to_matrix`."""
+    if layer.kind == "embedding":
+        return matrix[0].T.reshape(shape)
+    if layer.kind == "conv_transposed":
+        return matrix.transpose(0, 2, 1).reshape(shape)
+    return matrix.reshape(shape)
+
+
+def measured_target(layer: WeightLayer, tensor: npt.NDArray[np.generic], statistics: LayerStatistics,
+                    centred: bool, absorbed: bool, weight: float = 1.0) -> LayerTarget:
+    """The target with the metric that calibration measured.
+
+    centred: a bias or BatchNorm follows, so that the mean of an output error costs nothing.
+    weight: factor on the layer's distortion (a user's override).
+    """
+    a = statistics.A.astype(np.float64)
+    mean = statistics.mean.astype(np.float64)
+    if centred:
+        a = np.maximum(a - statistics.positions * mean**2, 0.0) if a.ndim == 2 else \
+            a - statistics.positions * mean[:, :, None] * mean[:, None, :]
+    matrix = np.array(to_matrix(tensor, layer), dtype=np.float64)
+    return LayerTarget(layer, tensor.shape, matrix, a, statistics.G.astype(np.float64) * weight, absorbed)
+
+
+def unmeasured_target(layer: WeightLayer, tensor: npt.NDArray[np.generic], weight: float = 1.0) -> LayerTarget:
+    """The target without statistics: A = I, G = I / (mean square * count).
+
+    Every layer's relative error then counts alike: sum over layers of |dW|^2 / |W|^2.
+    """
+    matrix = np.array(to_matrix(tensor, layer), dtype=np.float64)
+    energy = float((matrix**2).sum())
+    groups, m, n = matrix.shape
+    scale = weight / energy if energy > 0 else 1.0
+    return LayerTarget(layer, tensor.shape, matrix, np.ones((groups, n)), np.full((groups, m), scale), damping=0.0)

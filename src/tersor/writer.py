@@ -1,0 +1,101 @@
+"""From an encoding to a file: which tensors share a section, and the manifest that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .bitstream import container
+from .bitstream.dtypes import name_of
+from .bitstream.manifest import TensorRecord
+from .encoding import Encoding
+from .synthesis import batchnorm, raw, scalar, vector
+from .synthesis.scalar import FAST, SMALL, ScalarCode
+
+RAW, SCALAR, BATCHNORM, VECTOR = range(4)
+"""Tool numbers in the file; see `tersor.decoder`."""
+
+GROUP = 1 << 20
+"""Layers share a section (and its adaptive state) until it holds this many weights: enough to learn from, and
+still quick to decode for the sake of one tensor."""
+PART = 1 << 21
+"""A layer of twice this many weights is cut into parts of this size, which decode in parallel."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """The file's bytes, and how many of them are codes of weights."""
+
+    data: bytes
+    weight_bytes: int
+
+
+def write(encoding: Encoding) -> Written:
+    """The whole file of an encoding that is complete."""
+    plan = encoding.plan
+    inventory = plan.inventory
+    mode = FAST if plan.config.mode == "fast" else SMALL
+    home: dict[str, int] = {}
+    sections: list[tuple[int, bytes]] = []
+    weight_bytes = 0
+
+    def add(tool: int, names: Sequence[str], payload: bytes) -> None:
+        for name in names:
+            home[name] = len(sections)
+        sections.append((tool, payload))
+
+    for group in _groups([name for name in inventory.tensors if name in encoding.scalars], encoding):
+        codes = [encoding.scalars[name] for name in group]
+        shapes = [inventory.tensors[name].shape for name in group]
+        payload, streams = scalar.encode_counted(codes, shapes, mode, _rows_per_part(codes))
+        weight_bytes += streams
+        add(SCALAR, group, payload)
+    by_weight = {bn.weight: bn for bn in plan.batchnorms.values()}
+    order = [bn for name in inventory.tensors if (bn := by_weight.get(name)) is not None]
+    # The payload takes a BatchNorm's four tensors in manifest order, and BatchNorms one after the other.
+    plain = [bn for bn in order if _in_order(list(inventory.tensors), bn.names)]
+    for one in ([plain] if plain else []):
+        add(BATCHNORM, [name for bn in one for name in bn.names],
+            batchnorm.encode([encoding.batchnorms[bn.prefix] for bn in one]))
+    if plan.vectors:
+        add(VECTOR, plan.vectors, vector.encode([encoding.vectors[name] for name in plan.vectors]))
+    if plan.raw:
+        add(RAW, plan.raw, raw.encode([inventory.tensors[name] for name in plan.raw]))
+    position = {name: i for i, name in enumerate(inventory.names)}
+    records = []
+    for name in inventory.names:
+        source = inventory.aliases.get(name)
+        array = inventory.tensors[source if source is not None else name]
+        records.append(TensorRecord(name, name_of(array.dtype), tuple(array.shape),
+                                    None if source is not None else home[name],
+                                    position[source] if source is not None else None))
+    data = container.to_bytes(records, sections, parameters=inventory.parameters, metadata=inventory.metadata)
+    return Written(data, weight_bytes)
+
+
+def _in_order(names: Sequence[str], four: Sequence[str]) -> bool:
+    places = [names.index(name) for name in four]
+    return places == sorted(places)
+
+
+def _groups(names: Sequence[str], encoding: Encoding) -> Iterator[list[str]]:
+    """Neighbouring layers until a group is full; large layers alone."""
+    group: list[str] = []
+    filled = 0
+    for name in names:
+        count = encoding.scalars[name].q.size
+        if group and filled + count > GROUP:
+            yield group
+            group, filled = [], 0
+        group.append(name)
+        filled += count
+    if group:
+        yield group
+
+
+def _rows_per_part(codes: Sequence[ScalarCode]) -> int:
+    """0 for one part."""
+    if len(codes) != 1 or codes[0].q.size < 2 * PART:
+        return 0
+    rows, columns = codes[0].q.shape
+    return max(1, min(rows, PART // max(1, columns)))
