@@ -57,7 +57,7 @@ class Moments:
 
 @dataclass
 class LayerAccumulator:
-    """All that is summed for one weight. `first` marks the first random vector: inputs are counted once.
+    """All that is summed for one weight. `vector` numbers the random vectors; inputs are counted once.
 
     The gradient norm uses *all* positions and is exact per image. A and G use at most `max_positions`
     random positions per image and call, weighted back, so that they are unbiased.
@@ -66,9 +66,9 @@ class LayerAccumulator:
     name: str
     options: Options
     moments: dict[str, Moments] = field(default_factory=dict)
-    calls: dict[int, torch.Generator] = field(default_factory=dict)
+    chosen: dict[tuple[int, int], torch.Generator] = field(default_factory=dict)
 
-    def add_dense(self, uses: Sequence[DenseUse], grads: Sequence[Tensor], first: bool) -> None:
+    def add_dense(self, uses: Sequence[DenseUse], grads: Sequence[Tensor], vector: int) -> None:
         """Calls of this weight in one batch, all with the same `images` and direction; their gradients."""
         groups, images = uses[0].groups, uses[0].images
         sizes = [use.dimensions(grad) for use, grad in zip(uses, grads, strict=True)]
@@ -94,18 +94,19 @@ class LayerAccumulator:
                     else:
                         total = total + z.transpose(1, 2) @ u.permute(0, 2, 3, 1)  # [groups, images, m, n]
                     if not sample:
-                        sums.add(u, z, 1.0, first or words)
+                        sums.add(u, z, 1.0, vector == 0 or words)
                     del u, z
                 if sample:
-                    where = self._choose(index, part.stop - part.start, sizes[index][2], count)
+                    where = self._choose((index, vector), part.stop - part.start, sizes[index][2], count)
                     u, z = use.sampled(grad, part, where.to(grad.device))
-                    sums.add(u, z, sizes[index][2] / u.shape[3], first or words)
+                    sums.add(u, z, sizes[index][2] / u.shape[3], vector == 0 or words)
             if isinstance(total, Tensor):
                 sums.norm += total.square().sum((1, 2, 3)).double()
-        if first:
+        if vector == 0:
             sums.positions += images * sum(p for _, _, p in sizes)
 
-    def add_lookup(self, uses: Sequence[LookupUse], grads: Sequence[Tensor], words: int, first: bool) -> None:
+    def add_lookup(self, uses: Sequence[LookupUse], grads: Sequence[Tensor], words: int,
+                   vector: int) -> None:
         """Embedding calls: A's diagonal counts words, the gradient norm sums each word's rows per image."""
         parts = [use.gradients(grad) for use, grad in zip(uses, grads, strict=True)]
         rows, read = torch.cat([part[1] for part in parts]), torch.cat([use.x for use in uses])
@@ -115,7 +116,7 @@ class LayerAccumulator:
         total = torch.zeros(len(keys), rows.shape[1], dtype=rows.dtype, device=rows.device)
         sums.norm += total.index_add(0, inverse, rows).square().sum().double()
         sums.G += _square(rows.T[None], sums.G.ndim == 2)
-        if first:
+        if vector == 0:
             weight = torch.cat([use.factor for use in uses]).double()
             sums.A[0].index_add_(0, read, weight.square())
             sums.mean[0].index_add_(0, read, weight)
@@ -148,12 +149,12 @@ class LayerAccumulator:
             self.moments[key] = Moments.zeros(groups, n, m, device, diagonal)
         return self.moments[key]
 
-    def _choose(self, call: int, images: int, positions: int, count: int) -> Tensor:
+    def _choose(self, call: tuple[int, int], images: int, positions: int, count: int) -> Tensor:
         """Random positions [images, count], the same for an image however images are batched."""
-        if call not in self.calls:
+        if call not in self.chosen:
             seed = zlib.crc32(f"{self.options.seed}/{self.name}/{call}".encode())
-            self.calls[call] = torch.Generator().manual_seed(seed)
-        return torch.stack([torch.randperm(positions, generator=self.calls[call])[:count]
+            self.chosen[call] = torch.Generator().manual_seed(seed)
+        return torch.stack([torch.randperm(positions, generator=self.chosen[call])[:count]
                             for _ in range(images)])
 
 
@@ -165,13 +166,13 @@ class BatchNormAccumulator:
     count: int = 0
     sums: Tensor | None = None  # [5, C]: z, z^2, (gz)^2, gz * g, g^2
 
-    def add(self, uses: Sequence[BatchNormUse], grads: Sequence[Tensor], first: bool) -> None:
+    def add(self, uses: Sequence[BatchNormUse], grads: Sequence[Tensor], vector: int) -> None:
         """All calls of this BatchNorm in one batch that have the same `images`."""
         parts = [use.sums(grad) for use, grad in zip(uses, grads, strict=True)]
         gz, g = (torch.stack([part[i].double() for part in parts]).sum(0) for i in (1, 2))
         rows = torch.zeros(5, g.shape[1], dtype=torch.float64, device=g.device)
         rows[2:] = torch.stack([(gz * gz).sum(0), (gz * g).sum(0), (g * g).sum(0)])
-        for z, _, _ in parts if first else []:
+        for z, _, _ in parts if vector == 0 else []:
             rows[0] += z.sum((0, 2)).double()
             rows[1] += z.square().sum((0, 2)).double()
             self.count += z.shape[0] * z.shape[2]

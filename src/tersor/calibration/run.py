@@ -55,7 +55,7 @@ class Run:
             for v in range(self.vectors):
                 grads = self._gradients(y, uses, signs[v], keep=v + 1 < self.vectors)
                 for pairs in _by_target(zip(uses, grads, strict=True)):
-                    self._accumulate(pairs, first=v == 0)
+                    self._accumulate(pairs, v)
                 self._add_biases(list(zip(uses, grads, strict=True)))
             del y, result
             everything: list[tuple[str, LayerAccumulator | BatchNormAccumulator]] = [
@@ -121,20 +121,20 @@ class Run:
                     f"or feeds an output that is not measured; then give an output= that joins all outputs")
         return [None if grad is None else grad.detach() for grad in grads]
 
-    def _accumulate(self, pairs: list[Pair], first: bool) -> None:
+    def _accumulate(self, pairs: list[Pair], vector: int) -> None:
         """All uses of one weight or BatchNorm that have the same number of images."""
         use = pairs[0][0]
         name = use.name
         if isinstance(use, BatchNormUse):
             sums = self.batchnorms.setdefault(name, BatchNormAccumulator(use.centre.detach().clone()))
-            sums.add([cast(BatchNormUse, u) for u, _ in pairs], [g for _, g in pairs], first)
+            sums.add([cast(BatchNormUse, u) for u, _ in pairs], [g for _, g in pairs], vector)
             return
         layer = self.layers.setdefault(name, LayerAccumulator(name, self.options))
         if isinstance(use, DenseUse):
-            layer.add_dense([cast(DenseUse, u) for u, _ in pairs], [g for _, g in pairs], first)
+            layer.add_dense([cast(DenseUse, u) for u, _ in pairs], [g for _, g in pairs], vector)
         else:
             words = self.parameters[name].shape[0]
-            layer.add_lookup([cast(LookupUse, u) for u, _ in pairs], [g for _, g in pairs], words, first)
+            layer.add_lookup([cast(LookupUse, u) for u, _ in pairs], [g for _, g in pairs], words, vector)
 
     def _add_biases(self, pairs: Iterable[tuple[Use, Tensor | None]]) -> None:
         """Squared gradients of layers' biases; a bias used several times is summed before it is squared."""
