@@ -50,11 +50,13 @@ class Shape:
 def choose_bypass(q: npt.NDArray[np.int32]) -> int:
     """Low bits to leave uncoded: those that keep the mean magnitude of the rest below 6.
 
+    At least one where -2^31 occurs, whose magnitude has no code.
+
     >>> choose_bypass(np.array([[1, -2, 0]], np.int32)), choose_bypass(np.full((2, 2), 100, np.int32))
     (0, 5)
     """
     mean = float(np.abs(q.astype(np.int64)).mean()) if q.size else 0.0
-    bypass = 0
+    bypass = int(_holds_minimum(q))
     while mean / (1 << bypass) > 6.0 and bypass < MAX_BYPASS:
         bypass += 1
     return bypass
@@ -65,13 +67,17 @@ def encode(matrices: Sequence[npt.NDArray[np.int32]], shapes: Sequence[Shape]) -
     for q, shape in zip(matrices, shapes, strict=True):
         if q.shape != (shape.rows, shape.columns):
             raise ValueError(f"a matrix of shape {q.shape} was announced as {(shape.rows, shape.columns)}")
+        if shape.bypass == 0 and _holds_minimum(q):
+            raise ValueError("-2^31 has no code without bypass bits")
     flat = np.concatenate([np.empty(0, np.int32), *(q.ravel() for q in matrices)])
     capacity = 64 + 2 * flat.size
     while True:
         out = np.empty(capacity, dtype=np.uint8)
-        written = int(_encode(flat, len(shapes), _table(shapes), out, out.size))
+        table = _table(shapes)
+        written = int(_encode(flat, len(table), table, out, out.size))
         if written != native.NO_ROOM:
-            return out[: native.check(written, "coding weights")].tobytes()
+            code = out[: native.check(written, "coding weights")].tobytes()
+            return code.ljust(_least_bytes(flat.size), b"\0")
         capacity *= 4
 
 
@@ -82,10 +88,11 @@ def decode(payload: bytes, shapes: Sequence[Shape]) -> list[npt.NDArray[np.int32
     and only if the payload is long enough to hold that many.
     """
     count = sum(shape.count for shape in shapes)
-    if count > _WEIGHTS_PER_BYTE * (4 * len(payload) + 64):
+    if len(payload) < _least_bytes(count):
         raise FormatError(f"{len(payload)} bytes cannot hold {count:,} weights: the file is corrupt")
     flat = np.empty(count, dtype=np.int32)
-    consumed = native.check(int(_decode(payload, len(payload), len(shapes), _table(shapes), flat)), "decoding weights")
+    table = _table(shapes)
+    consumed = native.check(int(_decode(payload, len(payload), len(table), table, flat)), "decoding weights")
     if len(payload) > max(consumed, 8):
         raise FormatError(f"{len(payload) - consumed} bytes are left after the last weight: the file is corrupt")
     ends = np.cumsum([shape.count for shape in shapes])
@@ -94,4 +101,18 @@ def decode(payload: bytes, shapes: Sequence[Shape]) -> list[npt.NDArray[np.int32
 
 
 def _table(shapes: Sequence[Shape]) -> npt.NDArray[np.int64]:
-    return np.array([[s.rows, s.columns, s.taps, s.width, s.bypass] for s in shapes], dtype=np.int64).reshape(-1, 5)
+    """int64 [matrices, 5]; without those that have no elements: the kernel would make room for columns."""
+    return np.array([[s.rows, s.columns, s.taps, s.width, s.bypass] for s in shapes if s.count],
+                    dtype=np.int64).reshape(-1, 5)
+
+
+def _least_bytes(count: int) -> int:
+    """The shortest payload for so many weights; encoders keep zero bytes at the end to reach it.
+
+    Always less than a decoder reads, but some streams (all weights -1) are zero bytes only.
+    """
+    return max(0, -(-(-(-count // _WEIGHTS_PER_BYTE) - 64) // 4))
+
+
+def _holds_minimum(q: npt.NDArray[np.int32]) -> bool:
+    return q.size > 0 and int(q.min()) == np.iinfo(np.int32).min

@@ -33,7 +33,9 @@ FAST, SMALL = 0, 1
 SHIFT_UNIT = 64
 MAX_SHIFT = 48
 MAX_REACH = 4096
-"""Reconstruction levels up to this |q| come from a table, beyond it the same formula is used directly."""
+"""Reconstruction levels up to this |q| come from a table, beyond it there is no shift."""
+_SAFE_STEP = 2.0**96
+"""Up to this step no level (at most 2^31) gives a weight beyond the range of float32."""
 
 # Contexts of the integer code.
 _MODE, _SWAPPED, _STEP, _SHIFT, _BYPASS, _RESOLUTION, _CLASS, _PART = range(8)
@@ -145,7 +147,7 @@ def decode(payload: bytes, records: Sequence[TensorRecord], limits: Limits,
     """
     head = varint.ByteReader(payload, "scalar payload")
     mode, tensors, rows_per_part = _read_parameters(head.take(head.varint(), "bytes of parameters"), records)
-    parts = -(-tensors[0].shape.rows // rows_per_part) if rows_per_part else 1
+    parts = max(1, -(-tensors[0].shape.rows // rows_per_part)) if rows_per_part else 1
     lengths = head.varints(parts - 1)
     data = [head.take(length, "bytes of a part") for length in lengths]
     data.append(head.take(head.left))
@@ -159,7 +161,7 @@ def decode(payload: bytes, records: Sequence[TensorRecord], limits: Limits,
             list(pool.map(run, range(parts)))
     else:
         _decode_part(data[0], tensors, mode, out, limits)
-    return [_as_tensor(matrix, tensor.swapped, record)
+    return [_as_tensor(matrix, tensor, record)
             for matrix, tensor, record in zip(out, tensors, records, strict=True)]
 
 
@@ -231,7 +233,8 @@ def _levels(shift: tuple[int, int], reach: int) -> npt.NDArray[np.float32]:
 
 def _levels_of(q: npt.NDArray[np.int32], shift: tuple[int, int]) -> npt.NDArray[np.float32]:
     magnitude = np.abs(q.astype(np.int64))
-    less = np.where(magnitude > 1, shift[1], np.where(magnitude == 1, shift[0], 0)) / SHIFT_UNIT
+    units = np.where(magnitude > 1, shift[1], np.where(magnitude == 1, shift[0], 0))
+    less = np.where(magnitude > MAX_REACH, 0, units) / SHIFT_UNIT
     return (np.sign(q) * (magnitude - less)).astype(np.float32)
 
 
@@ -253,12 +256,14 @@ def _decode_part(data: bytes, tensors: Sequence[_Tensor], mode: int, out: Sequen
                             out, levels, limits)
         return
     for q, tensor, matrix in zip(context.decode(data, [t.shape for t in tensors]), tensors, out, strict=True):
-        np.multiply(_levels_of(q, tensor.shift) if any(tensor.shift) else q.astype(np.float32),
-                    tensor.steps[:, None], out=matrix)
+        level = _levels_of(q, tensor.shift) if any(tensor.shift) else q.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # `_as_tensor` refuses what comes of it
+            np.multiply(level, tensor.steps[:, None], out=matrix)
 
 
-def _as_tensor(matrix: npt.NDArray[np.float32], swapped: bool, record: TensorRecord) -> npt.NDArray[np.generic]:
-    tensor = unview(matrix, record.shape, swapped)
-    if record.dtype == "F32":
+def _as_tensor(matrix: npt.NDArray[np.float32], about: _Tensor,
+               record: TensorRecord) -> npt.NDArray[np.generic]:
+    tensor = unview(matrix, record.shape, about.swapped)
+    if record.dtype == "F32" and about.steps.max(initial=0.0) <= _SAFE_STEP:
         return tensor
     return to_dtype(tensor.astype(np.float64), record.dtype, record.name)
