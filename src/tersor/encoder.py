@@ -19,40 +19,43 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import safetensors as safetensors_adapter
+from .adapters.calls import undisturbed
 from .adapters.inventory import Inventory
 from .adapters.module import inventory_of_module, load_into
-from .adapters.calls import undisturbed
 from .allocation import Trial, search
 from .config import Config, make_config
 from .decoder import load
 from .encoding import Encoding, Plan, static_walk
 from .errors import ConfigError, ModelError
 from .limits import Limits
-from .lockstep import Mismatch, forward, lockstep_walk, usable_samples
+from .lockstep import Mismatch, Stage, forward, lockstep_walk, prepare
 from .packed import Packed
 from .statistics import Statistics
 from .tools import scalar
 from .writer import Written, write
 
+CONTEXT_GAIN = 0.92
+"""Bits of the small coder over those of an ideal order-0 code per layer, for the first guess of lambda."""
+
 Model = nn.Module | Inventory | Mapping[str, Any] | str | os.PathLike[str]
 
 
-def compress(model: Model, stats: Statistics | None = None, *, bits: float | None = None, size: int | None = None,
-             snr: float | None = None, config: Config | None = None, progress: Callable[[str], None] | None = None,
-             **options: Any) -> Packed:
+def compress(model: Model, stats: Statistics | None = None, *, bits: float | None = None,
+             size: int | None = None, snr: float | None = None, config: Config | None = None,
+             progress: Callable[[str], None] | None = None, **options: Any) -> Packed:
     """Compress a model to exactly one of three targets.
 
     * `model`: an nn.Module (never changed), a state dict of tensors or arrays, a .safetensors path, or an
       `Inventory`.
     * `stats`: from `tersor.calibrate` on this very model; None for data-free compression.
-    * `bits`: bits/weight, 8 * file bytes / parameters. `size`: bytes of the file. Both are met within 1% and never
-      exceeded. `snr`: signal-to-noise ratio at the model's output in dB on the calibration samples, at least this
-      and at most 1% more; needs an nn.Module and statistics with samples.
+    * `bits`: bits/weight, 8 * file bytes / parameters. `size`: bytes of the file. Both are met within 1% and
+      never exceeded. `snr`: signal-to-noise ratio at the model's output in dB on the calibration samples, at
+      least this and at most 1% more; needs an nn.Module and statistics with samples.
     * `config`, and any field of `Config` as a keyword: tools, mode, effort, keep_exact, layers.
     * `progress`: called with a line of text after each trial encoding.
 
-    Raises `ConfigError` (options), `TargetError` (out of reach; says what is reachable), `StatisticsError` (measured on
-    another model), `ModelError` (a tensor that cannot be read).
+    Raises `ConfigError` (options), `TargetError` (out of reach; says what is reachable), `StatisticsError`
+    (measured on another model), `ModelError` (a tensor that cannot be read).
     """
     settings = make_config(config, options)
     given = {"bits": bits, "size": size, "snr": snr}
@@ -72,14 +75,16 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
     return job.to_size(target, progress)
 
 
-def restore(file: Any, into: nn.Module, *, limits: Limits | None = None, threads: int | None = None) -> nn.Module:
-    """Load a .tersor file (path, bytes or binary file) into a model of the same architecture; returns the model.
+def restore(file: Any, into: nn.Module, *, limits: Limits | None = None,
+            threads: int | None = None) -> nn.Module:
+    """Load a .tersor file (path, bytes or binary file) into a model of the same architecture.
 
-    Raises `FormatError` for a bad file, `ModelError` naming tensors that are missing, unexpected or of another
-    shape; the model is then unchanged.
+    Returns the model. Weights that were tied when the model was compressed are tied again. Raises `FormatError`
+    for a bad file, `ModelError` naming tensors that are missing, unexpected or of another shape; the model is
+    then unchanged.
     """
     with load(file, limits, threads) as found:
-        return load_into(into, found.read_all(), found.aliases)
+        return load_into(into, found.read_all(), found.aliases if found.tied else None)
 
 
 @dataclass
@@ -95,21 +100,29 @@ class _Job:
     def __init__(self, plan: Plan, model: nn.Module | None) -> None:
         self.plan, self.model = plan, model
         self.notes: list[str] = []
-        self.samples: Any = None
+        self.stage: Stage | None = None
         stats = plan.statistics
         if stats is None:
-            self.notes.append("data-free: no statistics were given, so every layer's relative error counts alike")
+            self.notes.append("data-free: no statistics were given, so every layer's relative error counts "
+                              "alike")
         elif model is not None:
-            self.samples = usable_samples(stats, model)
-            if self.samples is None and plan.config.corrected:
+            self.stage = prepare(stats, model, plan.inventory)
+            if self.stage is None and plan.config.corrected:
                 self.notes.append("no second walk: " + (stats.graph.reason or "the statistics kept no samples"))
-        self.corrected = plan.config.corrected and self.samples is not None
+        self.corrected = plan.config.corrected and self.stage is not None
 
     def to_size(self, target: float, progress: Callable[[str], None] | None) -> Packed:
         """The largest file of at most `target` bytes."""
-        weights = sum(self.plan.inventory.tensors[name].size for name in self.plan.layers)
-        other = float(len(write(_empty(self.plan)).data)) if not weights else 0.0
-        start = self._first_guess((target - other) * 8.0 / weights) if weights else 0.0
+        tensors = self.plan.inventory.tensors
+        weights = sum(tensors[name].size for name in self.plan.layers)
+        start = 0.0
+        if weights:
+            # The rest of the file: about a byte for each small number, and what is lossless.
+            other = 300 + sum(tensors[name].size for name in self.plan.vectors)
+            other += sum(2 * tensors[bn.weight].size for bn in self.plan.batchnorms.values())
+            other += sum(tensors[name].nbytes // 2 for name in self.plan.raw)
+            saved = CONTEXT_GAIN if self.plan.config.mode == "small" else 1.0
+            start = self._first_guess(max(target - other, 0.0) * 8.0 / weights / saved)
 
         def encode(log_price: float) -> tuple[float, _Trial]:
             trial = self._encode(log_price)
@@ -120,9 +133,9 @@ class _Job:
 
     def to_snr(self, target: float, progress: Callable[[str], None] | None) -> Packed:
         """The smallest file of at least `target` dB."""
-        if self.model is None or self.samples is None:
-            raise ConfigError("snr= needs an nn.Module and statistics with samples (calibrate(..., keep=...)); give "
-                              "bits= or size= instead")
+        if self.model is None or self.stage is None:
+            raise ConfigError("snr= needs an nn.Module and statistics with samples (calibrate(..., keep=...)); "
+                              "give bits= or size= instead")
 
         def encode(log_price: float) -> tuple[float, _Trial]:
             trial = self._encode(log_price, measure=True)
@@ -138,10 +151,10 @@ class _Job:
         price = 2.0**log_price
         snr = None
         encoding = None
-        if self.corrected and self.model is not None:
+        if self.corrected and self.model is not None and self.stage is not None:
             try:
-                encoding, y, y_hat = lockstep_walk(self.plan, price, self.model, self.samples)
-                snr = signal_to_noise(y, y_hat)
+                encoding, y_hat = lockstep_walk(self.plan, price, self.model, self.stage)
+                snr = signal_to_noise(self.stage.reference, y_hat)
             except Mismatch as error:
                 self.corrected = False
                 self.notes.append(f"no second walk: {error}")
@@ -154,15 +167,14 @@ class _Job:
 
     def _measure(self, written: Written) -> float:
         """Signal-to-noise ratio of the restored model on the samples, by really decoding."""
-        assert self.model is not None
+        assert self.model is not None and self.stage is not None
         with undisturbed(self.model), load(written.data) as file:
-            y = forward(self.model, self.samples)
-            y_hat = forward_restored(self.model, file, self.samples)
-        return signal_to_noise(y, y_hat)
+            y_hat = forward_restored(self.model, file, self.stage.samples)
+        return signal_to_noise(self.stage.reference, y_hat)
 
     def _packed(self, best: Trial[_Trial]) -> Packed:
         trial = best.result
-        if trial.snr is None and self.model is not None and self.samples is not None:
+        if trial.snr is None and self.model is not None and self.stage is not None:
             trial.snr = self._measure(trial.written)
         return Packed(trial.written.data, self.plan.inventory.parameters, 2.0**best.log_price, trial.snr,
                       trial.written.weight_bytes, self.notes)
@@ -224,10 +236,6 @@ def _search_snr(encode: Callable[[float], tuple[float, _Trial]], target: float, 
     return Trial(-found.log_price, -found.value, found.result)
 
 
-def _empty(plan: Plan) -> Encoding:
-    return Encoding(plan, 1.0).complete()
-
-
 def _inventory(model: Model) -> Inventory:
     """What a model consists of, from whatever form it was given in."""
     if isinstance(model, Inventory):
@@ -238,4 +246,5 @@ def _inventory(model: Model) -> Inventory:
         return safetensors_adapter.read(model)
     if isinstance(model, Mapping):
         return safetensors_adapter.inventory_of_arrays(model)
-    raise ModelError(f"cannot compress a {type(model).__name__}: give an nn.Module, a state dict or a .safetensors path")
+    raise ModelError(f"cannot compress a {type(model).__name__}: give an nn.Module, a state dict or a "
+                     f".safetensors path")

@@ -14,7 +14,7 @@ form. One forward pass encodes the whole network, however deep. (GPTQ's and CERW
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .adapters.calls import LAYER_CALLS, argument, names_by_id, undisturbed
+from .adapters.inventory import Inventory
+from .adapters.lockstep import CallCounter, Recipe
 from .adapters.module import to_torch
-from .adapters.lockstep import CallCounter
+from .adapters.trace import trace_with_recipes
 from .calibration.patches import Geometry, at_positions, groups_of_call, to_matrix, windows
 from .encoding import Encoding, Plan, affine_of, rescale
 from .statistics import Statistics
@@ -35,7 +37,7 @@ MEMORY = 2 << 30
 """Bytes that the widest activation of the doubled batch may take, before fewer samples are used."""
 PATCHES = 128 << 20
 """Bytes of unfolded patches at a time."""
-POSITIONS = 1024
+POSITIONS = 256
 """Positions per image that the moments of a convolution's input are averaged over."""
 TARGET_DAMPING = 0.01
 """Share of H's mean diagonal that is added to it where targets are corrected."""
@@ -43,47 +45,64 @@ LARGEST = 4608
 """Layers with more inputs keep their own targets: H would take longer than it saves."""
 
 
+Samples = Tensor | dict[str, Tensor]
+
+
 class Mismatch(Exception):
     """The doubled batch does not split at this layer or did not reproduce the original network."""
 
 
-def lockstep_walk(plan: Plan, price: float, model: nn.Module, samples: Tensor | dict[str, Tensor]) -> tuple[Encoding, Tensor, Tensor]:
-    """Encode `model` at lambda = `price`; returns the encoding and both networks' outputs on the samples.
+@dataclass(frozen=True)
+class Stage:
+    """What every walk through one model needs, prepared once: the inputs, how to make shortcuts that the model
+    computes late, and the original network's outputs, float64."""
+
+    samples: Samples
+    recipes: Mapping[int, Recipe]
+    reference: Tensor
+
+
+def prepare(statistics: Statistics, model: nn.Module, inventory: Inventory) -> Stage | None:
+    """The stage for second walks with as many of the samples as memory allows; None without samples or graph."""
+    samples = statistics.samples
+    if samples is None or statistics.graph.reason is not None or not statistics.graph.calls:
+        return None
+    one = _map(samples, lambda t: t[:1])
+    widest = _Widest()
+    with undisturbed(model), torch.no_grad(), widest:
+        _ = model(**one) if isinstance(one, dict) else model(one)
+    count = max(8, MEMORY // max(1, 2 * widest.nbytes))
+    chosen = _map(samples, lambda t: t[:count])
+    _, recipes = trace_with_recipes(model, inventory, *(((), one) if isinstance(one, dict) else ((one,), None)))
+    with undisturbed(model):
+        return Stage(chosen, recipes, forward(model, chosen))
+
+
+def lockstep_walk(plan: Plan, price: float, model: nn.Module, stage: Stage) -> tuple[Encoding, Tensor]:
+    """Encode `model` at lambda = `price`; returns the encoding and the compressed network's outputs on the samples.
 
     Raises `Mismatch` for a model whose batch axis is not the first or whose samples depend on each other: the
     caller then takes `static_walk`.
     """
     encoding = Encoding(plan, price)
+    half = len(stage.reference)
     with undisturbed(model), torch.no_grad():
-        doubled = _map(samples, lambda t: torch.cat([t, t]))
+        doubled = _map(stage.samples, lambda t: torch.cat([t, t]))
         first = next(iter(doubled.values())) if isinstance(doubled, dict) else doubled
-        walk = _Lockstep(model, encoding, first, len(first) // 2)
+        walk = _Lockstep(model, encoding, first, half, stage.recipes)
         with walk:
             output = model(**doubled) if isinstance(doubled, dict) else model(doubled)
-        y = _first_tensor(output)
-        if y is None or len(y) != len(first) or walk.calls != walk.graph.calls:
-            raise Mismatch("the network took another way than when it was calibrated")
-        reference = forward(model, samples)
-    half = len(first) // 2
-    if not torch.allclose(reference, y[:half].double(), rtol=1e-2, atol=1e-3 * float(reference.abs().max()) + 1e-6):
+    y = _first_tensor(output)
+    if y is None or len(y) != 2 * half or walk.calls != walk.graph.calls:
+        raise Mismatch("the network took another way than when it was calibrated")
+    y = y.double()
+    close = 1e-3 * float(stage.reference.abs().max()) + 1e-6
+    if not torch.allclose(stage.reference, y[:half], rtol=1e-2, atol=close):
         raise Mismatch("the original network's outputs changed when run beside the compressed one")
-    return encoding.complete(), y[:half].double(), y[half:].double()
+    return encoding.complete(), y[half:]
 
 
-def usable_samples(statistics: Statistics, model: nn.Module) -> Tensor | dict[str, Tensor] | None:
-    """The samples that a second walk may use: as many as memory allows, None without samples or graph."""
-    samples = statistics.samples
-    if samples is None or statistics.graph.reason is not None or not statistics.graph.calls:
-        return None
-    widest = _Widest()
-    with undisturbed(model), torch.no_grad(), widest:
-        one = _map(samples, lambda t: t[:1])
-        _ = model(**one) if isinstance(one, dict) else model(one)
-    count = max(8, MEMORY // max(1, 2 * widest.nbytes))
-    return _map(samples, lambda t: t[:count])
-
-
-def forward(model: nn.Module, samples: Tensor | dict[str, Tensor], batch: int = 64) -> Tensor:
+def forward(model: nn.Module, samples: Samples, batch: int = 64) -> Tensor:
     """float64 outputs (the first tensor) of a model on samples, in batches; call it under `undisturbed`."""
     total = len(next(iter(samples.values())) if isinstance(samples, dict) else samples)
     outputs = []
@@ -113,11 +132,12 @@ class _Widest(torch.overrides.TorchFunctionMode):
 class _Lockstep(CallCounter):
     """Splits every call with a weight that is being encoded into its two halves, and encodes at first sight."""
 
-    def __init__(self, model: nn.Module, encoding: Encoding, first: Tensor, half: int) -> None:
+    def __init__(self, model: nn.Module, encoding: Encoding, first: Tensor, half: int,
+                 recipes: Mapping[int, Recipe]) -> None:
         plan = encoding.plan
         assert plan.statistics is not None
         self.graph = plan.statistics.graph
-        super().__init__(self.graph.last_use, first)
+        super().__init__(self.graph.last_use, first, recipes)
         self.encoding, self.plan, self.half = encoding, plan, half
         self.statistics = plan.statistics
         self.names = names_by_id(model, plan.inventory)
@@ -237,12 +257,12 @@ class _Lockstep(CallCounter):
                                  None if shortcut is None else shortcut[start:stop])
             h += (v @ v.mT).double()
             c += (u @ v.mT).double()
-            u_sum += u.double().sum(2)
-            v_sum += v.double().sum(2)
+            u_sum += u.sum(2).double()
+            v_sum += v.sum(2).double()
             count += u.shape[2]
             if s is not None:
                 r += (s @ v.mT).double()
-                s_sum += s.double().sum(2)
+                s_sum += s.sum(2).double()
         return tuple((part / max(count, 1)).numpy() for part in (h, c, r, u_sum, v_sum, s_sum))
 
     # ---- BatchNorm -------------------------------------------------------------------------------------
@@ -254,9 +274,10 @@ class _Lockstep(CallCounter):
         scale, shift = affine_of(self.plan.inventory, self.plan.batchnorms[prefix])
         if prefix not in self.affine:
             over = [i for i in range(x.ndim) if i != 1]
-            z, z_hat = x[:middle].double(), x[middle:].double()
-            mean, mean_hat = z.mean(over).numpy(), z_hat.mean(over).numpy()
-            ratio = rescale(z.var(over, correction=0).numpy(), z_hat.var(over, correction=0).numpy())
+            (variance, mean), (variance_hat, mean_hat) = (
+                [moment.double().numpy() for moment in torch.var_mean(part, over, correction=0)]
+                for part in (x[:middle], x[middle:]))
+            ratio = rescale(variance, variance_hat)
             wanted = scale * mean + shift
             number = self.graph.residual.get(prefix)
             other = self.values.get(number) if number is not None else None
@@ -328,7 +349,7 @@ def _first_tensor(output: Any) -> Tensor | None:
     return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
 
 
-def _map(samples: Tensor | dict[str, Tensor], function: Callable[[Tensor], Tensor]) -> Any:
+def _map(samples: Samples, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(samples, dict):
         return {key: function(value) if isinstance(value, Tensor) else value for key, value in samples.items()}
     return function(samples)
