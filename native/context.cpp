@@ -1,4 +1,4 @@
-// Adaptive context coding of quantised weight matrices ("small" mode): docs/format.md, "Context code".
+// Adaptive context coding of quantised weight matrices ("small" mode): docs/format.md, "Adaptive context coder".
 //
 // Every weight becomes binary decisions: zero?, sign, then a unary magnitude. For each decision,
 // adaptive probabilities of six contexts (mean magnitudes of the row, the column, the input channel
