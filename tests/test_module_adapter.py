@@ -45,7 +45,10 @@ def test_inventory_names_everything_once() -> None:
     assert inventory.aliases == {"head.weight": "words.weight"}
     assert list(inventory.tensors) == [n for n in inventory.names if n != "head.weight"]
     assert inventory.parameters == sum(p.numel() for p in model.parameters())
-    assert inventory.exact == frozenset()
+    assert inventory.exact == {"mask", "count", "small", "nothing", "f8", "plain_bn.running_mean",
+                               "plain_bn.running_var", "plain_bn.num_batches_tracked",
+                               "bn.num_batches_tracked"}, "buffers of which nothing is known"
+    assert inventory.tied and not inventory_of_module(nn.Linear(2, 2)).tied
     layers = {layer.name: (layer.kind, layer.groups, layer.bias) for layer in inventory.layers}
     assert layers == {
         "brief": ("matrix", 1, None),

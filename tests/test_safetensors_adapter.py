@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from tersor.adapters.safetensors import read, write
+from tersor.adapters.safetensors import inventory_of_arrays, read, write
 from tersor.bitstream.dtypes import NAMES, NUMPY
 from tersor.errors import ModelError
 
@@ -112,6 +114,53 @@ def test_equal_matrices_become_aliases(tmp_path):
     assert "b.weight" not in found.tensors
     assert "b.weight" in found.names
     assert "b.weight" not in [layer.name for layer in found.layers]
+
+
+def test_state_dicts_of_arrays_are_like_files(tmp_path):
+    table = RNG.standard_normal((40, 16)).astype("f4")
+    arrays = {"conv.weight": np.ones((8, 3, 3, 3), "f4")[:, ::-1], "conv.bias": np.ones(8, ">f4"),
+              "bn.running_var": np.ones(8, "f4"), "n": np.int64(3), "a.weight": table,
+              "b.weight": table.copy(),
+              "h": np.ones(3, ml_dtypes.bfloat16), "none": np.zeros((0, 3), "f4")}
+    found = inventory_of_arrays(arrays, {"k": "v"})
+    write(tmp_path / "x.safetensors", {name: np.asarray(array) for name, array in arrays.items()}, {"k": "v"})
+    same = read(tmp_path / "x.safetensors")
+    for what in ("aliases", "batchnorms", "parameters", "metadata", "exact", "tied"):
+        assert getattr(found, what) == getattr(same, what), what
+    assert sorted(layer.name for layer in found.layers) == sorted(layer.name for layer in same.layers)
+    assert found.names == list(arrays), "in the order given"
+    assert (found.aliases, found.tied) == ({"b.weight": "a.weight"}, False), "equal, not known to be tied"
+    assert found.exact == {"bn.running_var"}
+    for name, array in found.tensors.items():
+        assert (array.dtype, array.shape) == (same.tensors[name].dtype, np.shape(arrays[name]))
+        assert array.tobytes() == same.tensors[name].tobytes()
+        assert not array.flags.writeable and array.flags.c_contiguous
+    assert table.flags.writeable, "the arrays that were given are left alone"
+
+
+def test_state_dicts_of_tensors():
+    torch = pytest.importorskip("torch")
+    found = inventory_of_arrays({"w": torch.ones(3, 2).T, "b": torch.ones(2).bfloat16(),
+                                 "a": np.ones(2, "f4"), "s": torch.tensor(2),
+                                 "p": torch.nn.Parameter(torch.ones(4))})
+    assert {name: (array.dtype.name, array.shape) for name, array in found.tensors.items()} == {
+        "w": ("float32", (2, 3)), "b": ("bfloat16", (2,)), "a": ("float32", (2,)), "s": ("int64", ()),
+        "p": ("float32", (4,))}
+
+
+def test_arrays_need_no_torch():
+    code = ("import sys, numpy as np\nfrom tersor.adapters.safetensors import inventory_of_arrays\n"
+            "inventory_of_arrays({'w': np.ones((2, 2), 'f4')})\nassert 'torch' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"w": [1.0]}, "w is a list"), ({"state_dict": {}}, "state_dict is a dict.*checkpoint"),
+    ({3: np.ones(2)}, "not 3"), ({"w": np.ones(2, "c16")}, "^w: element type complex128"),
+    ({"w": np.array(["x"])}, "^w: ")])
+def test_what_is_no_state_dict(given, message):
+    with pytest.raises(ModelError, match=message):
+        inventory_of_arrays(given)
 
 
 @pytest.mark.parametrize("data", [

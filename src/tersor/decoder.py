@@ -34,6 +34,9 @@ Decode: TypeAlias = Callable[[bytes, Sequence[TensorRecord], Limits, int], list[
 _TOOLS: dict[int, str] = {0: "raw", 1: "scalar", 2: "batchnorm", 3: "vector"}
 """Tool id -> module in `tersor.synthesis` with `decode(payload, records, limits, threads)`."""
 
+TIED = "tersor.tied"
+"""Metadata key; "1" where aliases are one tensor in the model too, and not only equal by their values."""
+
 
 def tool_name(tool: int) -> str:
     """The name of a coding tool.
@@ -114,11 +117,16 @@ class TersorFile(Mapping[str, Array]):
     @property
     def metadata(self) -> dict[str, str]:
         """The text pairs that came with the model."""
-        return dict(self.manifest.metadata)
+        return {key: value for key, value in self.manifest.metadata.items() if key != TIED}
+
+    @property
+    def tied(self) -> bool:
+        """Whether `aliases` were one tensor in the model that was compressed, or only had equal values."""
+        return dict(self.manifest.metadata).get(TIED) == "1"
 
     @property
     def aliases(self) -> dict[str, str]:
-        """Tied name -> name of the tensor that it is."""
+        """Name -> earlier name of the tensor that it shares its values with; see `tied`."""
         tensors = self.manifest.tensors
         return {record.name: tensors[record.alias_of].name
                 for record in tensors if record.alias_of is not None}

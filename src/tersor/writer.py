@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .bitstream import container
 from .bitstream.dtypes import name_of
 from .bitstream.manifest import TensorRecord
+from .decoder import TIED
 from .encoding import Encoding
 from .synthesis import batchnorm, raw, scalar, vector
 from .synthesis.scalar import FAST, SMALL, ScalarCode
@@ -69,7 +70,10 @@ def write(encoding: Encoding) -> Written:
         records.append(TensorRecord(name, name_of(array.dtype), tuple(array.shape),
                                     None if source is not None else home[name],
                                     position[source] if source is not None else None))
-    data = container.to_bytes(records, sections, parameters=inventory.parameters, metadata=inventory.metadata)
+    metadata = {key: value for key, value in inventory.metadata.items() if key != TIED}
+    if inventory.aliases and inventory.tied:
+        metadata[TIED] = "1"
+    data = container.to_bytes(records, sections, parameters=inventory.parameters, metadata=metadata)
     return Written(data, weight_bytes)
 
 
@@ -98,4 +102,4 @@ def _rows_per_part(codes: Sequence[ScalarCode]) -> int:
     if len(codes) != 1 or codes[0].q.size < 2 * PART:
         return 0
     rows, columns = codes[0].q.shape
-    return max(1, min(rows, PART // max(1, columns)))
+    return int(max(1, min(rows, PART // max(1, columns))))

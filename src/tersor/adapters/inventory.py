@@ -60,12 +60,14 @@ class Inventory:
     * `tensors`: name -> array, in state-dict order, without aliases. The arrays may share memory with
       the model: read only. bfloat16 and float8 are `ml_dtypes` dtypes.
     * `names`: all names in state-dict order, aliases included.
-    * `aliases`: name -> the earlier name that is the very same memory (tied weights).
+    * `aliases`: name -> the earlier name of the same values, which are stored once. `tied`: they are the very
+      same memory (tied weights) and are to be tied again; else only the values are known to be equal.
     * `layers`: weights that coding tools may quantise, in state-dict order, each once.
     * `batchnorms`: BatchNorms that may be re-parametrised.
     * `parameters`: the denominator of bits/weight.
-    * `exact`: names that overlap other tensors in memory without being equal to them (partial views):
-      they must be coded without loss, else restoring one would change the other.
+    * `exact`: names that must be coded without loss: tensors that overlap others in memory without being
+      equal to them (restoring one would change the other), and buffers of which nothing is known (masks,
+      tables, variances: anything may depend on their last bit).
     * `metadata`: free text pairs that travel with the model.
     """
 
@@ -77,6 +79,7 @@ class Inventory:
     parameters: int
     metadata: dict[str, str] = field(default_factory=dict)
     exact: frozenset[str] = frozenset()
+    tied: bool = False
 
 
 @dataclass(frozen=True)

@@ -40,14 +40,20 @@ def inventory_of_module(model: nn.Module) -> Inventory:
     entries = dict(_entries(model))
     aliases = _aliases(entries)
     kept = {name: tensor for name, tensor in entries.items() if name not in aliases}
+    batchnorms = _batchnorms(model, entries, aliases)
+    layers = _layers(model, kept, aliases)
+    known = {name for bn in batchnorms for name in bn.names}
+    known |= {name for layer in layers for name in (layer.name, layer.bias) if name is not None}
+    unknown = {name for name, tensor in kept.items() if not isinstance(tensor, nn.Parameter)} - known
     return Inventory(
         tensors={name: to_numpy(tensor, name) for name, tensor in kept.items()},
         names=list(entries),
         aliases=aliases,
-        layers=_layers(model, kept, aliases),
-        batchnorms=_batchnorms(model, entries, aliases),
+        layers=layers,
+        batchnorms=batchnorms,
         parameters=sum(p.numel() for p in model.parameters()),
-        exact=_overlapping(kept),
+        exact=_overlapping(kept) | unknown,
+        tied=bool(aliases),
     )
 
 

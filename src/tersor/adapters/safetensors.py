@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ from ..errors import ModelError
 from .inventory import Array, Inventory, WeightLayer
 
 _LENGTH = struct.Struct("<Q")
+_RUNNING = ("running_mean", "running_var")
+"""Kept bit for bit: a small variance that was rounded to zero would multiply a channel by hundreds."""
 _ALIAS_BYTES = 1024
 """Equal matrices of at least so many bytes are taken for one tied tensor."""
 
@@ -53,10 +56,23 @@ def read(path: PathLike) -> Inventory:
         array = from_bytes(data[start:end], entry["dtype"], tuple(entry["shape"]))
         array.flags.writeable = False
         arrays[name] = array
-    aliases = _equal_tensors(arrays)
-    tensors = {name: array for name, array in arrays.items() if name not in aliases}
-    return Inventory(tensors=tensors, names=list(arrays), aliases=aliases, layers=_layers(tensors),
-                     batchnorms=[], parameters=_parameters(tensors), metadata=dict(metadata))
+    return _inventory(arrays, metadata)
+
+
+def inventory_of_arrays(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> Inventory:
+    """The same of a state dict: names -> torch tensors or NumPy arrays (one dict may have both).
+
+    The arrays of the inventory are read-only views where the values are contiguous in memory. torch is not
+    imported: where there are torch tensors, it has been. Raises ModelError for a name that is no text, a
+    value that is neither (a checkpoint with the state dict inside, say), an element type that cannot be
+    stored.
+    """
+    arrays = {}
+    for name, value in tensors.items():
+        if not isinstance(name, str):
+            raise ModelError(f"a state dict has names as keys, not {name!r}")
+        arrays[name] = _as_array(name, value)
+    return _inventory(arrays, metadata or {})
 
 
 def write(path: PathLike, tensors: Mapping[str, npt.NDArray[np.generic]],
@@ -88,6 +104,35 @@ def write(path: PathLike, tensors: Mapping[str, npt.NDArray[np.generic]],
         for name in order:
             file.write(to_bytes(tensors[name]))
     return _LENGTH.size + len(header) + offset
+
+
+def _as_array(name: str, value: object) -> Array:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        from .module import to_numpy
+        return to_numpy(value, name)
+    if isinstance(value, Mapping):
+        raise ModelError(f"{name} is a {type(value).__name__}, not a tensor: if it is the state dict of a "
+                         f"checkpoint, give that")
+    if not isinstance(value, np.ndarray | np.generic):
+        raise ModelError(f"{name} is a {type(value).__name__}, not a torch tensor or NumPy array")
+    array = np.asarray(value)
+    try:
+        kind = name_of(array.dtype)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
+    array = np.require(array, NUMPY[kind], ["C", "A"]).view()
+    array.flags.writeable = False
+    return array.reshape(np.shape(value))  # np.require gives scalars an axis
+
+
+def _inventory(arrays: dict[str, Array], metadata: Mapping[str, str]) -> Inventory:
+    """What names, shapes and values alone tell."""
+    aliases = _equal_tensors(arrays)
+    tensors = {name: array for name, array in arrays.items() if name not in aliases}
+    return Inventory(tensors=tensors, names=list(arrays), aliases=aliases, layers=_layers(tensors),
+                     batchnorms=[], parameters=_parameters(tensors), metadata=dict(metadata),
+                     exact=frozenset(name for name in tensors if name.endswith(_RUNNING)))
 
 
 def _open(path: PathLike) -> tuple[dict[str, Any], memoryview]:
@@ -150,5 +195,5 @@ def _layers(tensors: Mapping[str, Array]) -> list[WeightLayer]:
 
 
 def _parameters(tensors: Mapping[str, Array]) -> int:
-    return sum(array.size for name, array in tensors.items() if name_of(array.dtype) in FLOATS
-               and not name.endswith(("running_mean", "running_var")))
+    return sum(array.size for name, array in tensors.items()
+               if name_of(array.dtype) in FLOATS and not name.endswith(_RUNNING))
