@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Config", "LayerConfig", "Limits", "Packed", "Statistics", "TersorError", "TersorFile", "calibrate",
-           "compress", "load", "restore"]
+__all__ = ["Config", "LayerConfig", "Limits", "Packed", "Statistics", "TersorError", "TersorFile",
+           "calibrate", "compress", "load", "restore"]
 
 _LAZY = {"Config": "config", "LayerConfig": "config", "Packed": "packed", "Statistics": "statistics",
          "calibrate": "sensitivity", "compress": "encoder", "restore": "encoder"}
-"""Public name -> module; imported at first use, because torch takes seconds and reading files does not need it."""
+"""Public name -> module; imported at first use: torch takes seconds, and reading files does not need it."""
 
 
 def __getattr__(name: str) -> Any:

@@ -32,14 +32,13 @@ class Trial(Generic[T]):
     result: T
 
 
-def search(encode: Callable[[float], tuple[float, T]], target: float, start: float, slope: float, *, what: str,
-           rising: bool = False, progress: Callable[[str], None] | None = None) -> Trial[T]:
-    """The trial whose value is at most `target` and within 1% of it, by bracketed secant steps in log2 lambda.
+def search(encode: Callable[[float], tuple[float, T]], target: float, start: float, slope: float, *,
+           what: str, progress: Callable[[str], None] | None = None) -> Trial[T]:
+    """The trial whose value is at most `target` and within 1% of it: bracketed secant steps in log2 lambda.
 
-    encode(log2 lambda) -> (value, result). Values fall as lambda rises (bytes); `rising`: the other way round
-    for quantities of which at *least* the target is wanted (signal-to-noise), which are passed with the
-    opposite sign by the caller and compared by absolute tolerance. slope: first guess of d value / d log2 lambda.
-    Raises TargetError that says what is reachable.
+    encode(log2 lambda) -> (value, result). Values fall as lambda rises (bytes). A caller who wants at *least*
+    a target of what also falls (signal-to-noise) passes both with the opposite sign, and -log2 lambda.
+    slope: first guess of d value / d log2 lambda. Raises TargetError that says what is reachable.
     """
     low: Trial[T] | None = None   # value <= target: lambda is large enough
     high: Trial[T] | None = None  # value > target
@@ -63,7 +62,8 @@ def search(encode: Callable[[float], tuple[float, T]], target: float, start: flo
         else:
             step = (target - 0.4 * slack - value) / slope if slope else 0.0
             reach = min(reach * 2.0, 64.0)
-            x += float(np.clip(step, -reach, reach)) if abs(step) > 1e-3 else (1e-2 if value > target else -1e-2)
+            step = step if abs(step) > 1e-3 else (1e-2 if value > target else -1e-2)
+            x += float(np.clip(step, -reach, reach))
             if abs(x - start) > WIDEST:
                 break
         if low is not None and high is None and low.value == value and reach >= 64.0:

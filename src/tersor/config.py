@@ -1,4 +1,4 @@
-"""Options of the encoder, as frozen dataclasses: an unknown name or a value out of range is a `ConfigError`."""
+"""Options of the encoder, as frozen dataclasses: an unknown name, a value out of range is a `ConfigError`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 from .errors import ConfigError
 
 TOOLS = ("scalar", "raw")
-"""Coding tools that weights can be given to, named after the files in `tersor.tools` and `tersor.synthesis`."""
+"""Coding tools that weights can be given to, named after the files in `tersor.tools`, `tersor.synthesis`."""
 
 MODES = ("small", "fast")
 MIN_EFFORT, DEFAULT_EFFORT, MAX_EFFORT = 1, 5, 9
@@ -44,7 +44,8 @@ class Config:
       default), where the statistics kept samples, a second walk through the network in the order of the
       data: every layer makes up for the errors of those before it.
     * `keep_exact`: BatchNorm and every other tensor that is no weight matrix stays bit-exact.
-    * `layers`: regular expression (matched against the whole weight name) -> LayerConfig; the first match counts.
+    * `layers`: regular expression (matched against the whole weight name) -> LayerConfig; the first match
+      counts.
     """
 
     tools: tuple[str, ...] = ("scalar",)

@@ -8,6 +8,7 @@ measured them; `tersor.lockstep` in the order of the data, each corrected for th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -127,7 +128,7 @@ class Encoding:
         self.batchnorms[prefix] = code
         return code
 
-    def encode_vector(self, name: str, values: npt.NDArray[np.floating]) -> Array:
+    def encode_vector(self, name: str, values: npt.NDArray[Any]) -> Array:
         """Quantise a small tensor to `values` (which may be corrected ones); returns it as restored."""
         array = self.plan.inventory.tensors[name]
         statistics = self.plan.statistics

@@ -17,8 +17,8 @@ class Packed:
     """A finished file and how it came about.
 
     * `data`: the file, byte for byte.
-    * `parameters`: the denominator of bits/weight. `price`: lambda. `snr`: signal-to-noise ratio at the output in
-      dB on the calibration samples, None where it was not measured.
+    * `parameters`: the denominator of bits/weight. `price`: lambda. `snr`: signal-to-noise ratio at the
+      output in dB on the calibration samples, None where it was not measured.
     * `notes`: what the encoder wants its user to know.
     """
 
@@ -52,8 +52,8 @@ class Packed:
     def report(self) -> dict[str, object]:
         """Where the bytes go, and what the encoder measured.
 
-        total_bytes = header_bytes (header and manifest) + payload_bytes (codes of the weights) + side_bytes (all else:
-        steps and tables, BatchNorm, biases, lossless tensors).
+        total_bytes = header_bytes (header and manifest) + payload_bytes (codes of the weights) + side_bytes
+        (all else: steps and tables, BatchNorm, biases, lossless tensors).
         """
         with self.load() as file:
             sections = file.manifest.sections

@@ -150,7 +150,7 @@ def digests(inventory: Inventory) -> dict[str, str]:
     for name, array in inventory.tensors.items():
         if array.dtype.kind in "fcV":  # ml_dtypes are of kind V or f
             head = hashlib.sha256(json.dumps([name, array.dtype.name, list(array.shape)]).encode())
-            head.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            head.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             found[name] = head.hexdigest()
     return found
 
@@ -172,7 +172,7 @@ def _assemble(described: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any
         vectors=described["vectors"], seed=described["seed"], metadata=described["metadata"])
 
 
-def _pack_samples(samples: object) -> dict[str, tuple[npt.NDArray[Any], str]]:
+def _pack_samples(samples: Any) -> dict[str, tuple[npt.NDArray[Any], str]]:
     """key -> (array, torch dtype name); bfloat16 and float8 as plain integers of their bits."""
     if samples is None:
         return {}

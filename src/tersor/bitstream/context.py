@@ -4,7 +4,8 @@
     q0, q1 = context.decode(payload, [Shape(16, 27, taps=9, width=3), Shape(10, 64)])
 
 Matrices of one payload share their adaptive state, in order, so that many small layers learn
-together. Bits are 8 to 12% below an ideal order-0 code per layer on quantised networks. Format: docs/format.md.
+together. Bits are 8 to 12% below an ideal order-0 code per layer on quantised networks.
+Format: docs/format.md.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from ..errors import FormatError
 from . import native
 
 _encode = native.function("tersor_context_encode", [
-    native.array(np.int32), native.INT64, native.array(np.int64), native.array(np.uint8, writable=True), native.INT64])
+    native.array(np.int32), native.INT64, native.array(np.int64), native.array(np.uint8, writable=True),
+    native.INT64])
 _decode = native.function("tersor_context_decode", [
     native.BYTES, native.INT64, native.INT64, native.array(np.int64), native.array(np.int32, writable=True)])
 
@@ -94,7 +96,7 @@ def decode(payload: bytes, shapes: Sequence[Shape]) -> list[npt.NDArray[np.int32
     table = _table(shapes)
     consumed = native.check(int(_decode(payload, len(payload), len(table), table, flat)), "decoding weights")
     if len(payload) > max(consumed, 8):
-        raise FormatError(f"{len(payload) - consumed} bytes are left after the last weight: the file is corrupt")
+        raise FormatError(f"{len(payload) - consumed} bytes left after the last weight: the file is corrupt")
     ends = np.cumsum([shape.count for shape in shapes])
     return [part.reshape(shape.rows, shape.columns)
             for part, shape in zip(np.split(flat, ends[:-1]), shapes, strict=True)] if shapes else []

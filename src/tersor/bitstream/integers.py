@@ -21,8 +21,9 @@ from . import native
 CONTEXTS = 32
 MAX_MAGNITUDE = 1 << 40
 
-_encode = native.function("tersor_integers_encode", [native.array(np.int64), native.array(np.uint8), native.INT64,
-                                                     native.array(np.uint8, writable=True), native.INT64])
+_encode = native.function("tersor_integers_encode",
+                          [native.array(np.int64), native.array(np.uint8), native.INT64,
+                           native.array(np.uint8, writable=True), native.INT64])
 _state_size = native.function("tersor_integers_state_size", [])
 _start = native.function("tersor_integers_start",
                          [native.BYTES, native.INT64, native.array(np.uint8, writable=True)], None)
@@ -39,7 +40,7 @@ class IntegerWriter:
         self._contexts: list[npt.NDArray[np.uint8]] = []
 
     def put(self, values: npt.ArrayLike, context: int) -> None:
-        """Append integers (any shape, flattened in C order), |value| <= 2^40, to be coded in `context` (0..31)."""
+        """Append integers (any shape, in C order), |value| <= 2^40, to be coded in `context` (0..31)."""
         flat = np.ravel(np.asarray(values)).astype(np.int64)
         if not 0 <= context < CONTEXTS:
             raise ValueError(f"context {context} is not in 0..{CONTEXTS - 1}")

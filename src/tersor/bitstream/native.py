@@ -49,7 +49,7 @@ def array(dtype: DTypeLike, writable: bool = False) -> Any:
 
 
 def pointer(array: np.ndarray[Any, Any] | None) -> int | None:
-    """The address of a C-contiguous array for a POINTER argument, or None; the caller keeps the array alive."""
+    """The address of a C-contiguous array for a POINTER argument, or None; the caller keeps it alive."""
     if array is None:
         return None
     if not array.flags.c_contiguous:

@@ -39,7 +39,7 @@ def value(index: npt.ArrayLike) -> npt.NDArray[np.float64]:
     (4.0, 0.5)
     """
     k = np.asarray(index, dtype=np.int64)
-    return np.ldexp(_TABLE[k % RESOLUTION], (k // RESOLUTION).astype(np.int32))
+    return np.asarray(np.ldexp(_TABLE[k % RESOLUTION], (k // RESOLUTION).astype(np.int32)))
 
 
 def nearest(x: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -50,4 +50,4 @@ def nearest(x: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """
     positive = np.maximum(np.asarray(x, dtype=np.float64), np.finfo(np.float64).tiny)
     index = np.rint(np.log2(positive) * RESOLUTION)
-    return np.clip(index, -MAX_INDEX, MAX_INDEX).astype(np.int64)
+    return np.asarray(np.clip(index, -MAX_INDEX, MAX_INDEX).astype(np.int64))

@@ -98,7 +98,8 @@ def unview(matrix: npt.NDArray[np.float32], shape: tuple[int, ...], swapped: boo
     return np.ascontiguousarray(matrix.reshape(shape[1], shape[0], *shape[2:]).swapaxes(0, 1))
 
 
-def encode(codes: Sequence[ScalarCode], shapes: Sequence[tuple[int, ...]], mode: int, rows_per_part: int = 0) -> bytes:
+def encode(codes: Sequence[ScalarCode], shapes: Sequence[tuple[int, ...]], mode: int,
+           rows_per_part: int = 0) -> bytes:
     """The payload alone; see `encode_counted`."""
     return encode_counted(codes, shapes, mode, rows_per_part)[0]
 
@@ -193,7 +194,9 @@ def _read_parameters(data: bytes, records: Sequence[TensorRecord]) -> tuple[int,
             raise FormatError(f"{record.name}: one axis cannot be swapped: the file is corrupt")
         step += int(reader.take(1, _STEP)[0])
         first, more = (reader.one(_SHIFT, 0, MAX_SHIFT, f"{record.name}: reconstruction shift") for _ in "ab")
-        bypass = reader.one(_BYPASS, 0, context.MAX_BYPASS, f"{record.name}: bypass bits") if mode == SMALL else 0
+        bypass = 0
+        if mode == SMALL:
+            bypass = reader.one(_BYPASS, 0, context.MAX_BYPASS, f"{record.name}: bypass bits")
         resolution = reader.one(_RESOLUTION, -1, 5, f"{record.name}: resolution of row steps")
         shape = replace(view_shape(record.shape, swapped), bypass=bypass)
         rows = None
@@ -218,10 +221,8 @@ def _beyond_grid(step: int, rows: npt.NDArray[np.int64] | None, resolution: int)
 
 def _row_steps(rows: int, step: int, row_index: npt.NDArray[np.int64] | None,
                resolution: int) -> npt.NDArray[np.float32]:
-    if row_index is None:
-        index = np.full(rows, step, dtype=np.int64)
-    else:
-        index = step + (row_index << (5 - resolution))
+    same = np.zeros(rows, dtype=np.int64)
+    index = step + (same if row_index is None else row_index << (5 - resolution))
     with np.errstate(over="ignore"):
         return grid.value(index).astype(np.float32)
 
@@ -243,7 +244,8 @@ def _with_bypass(code: ScalarCode, shape: tuple[int, ...], mode: int) -> context
     return replace(viewed, bypass=context.choose_bypass(code.q)) if mode == SMALL else viewed
 
 
-def _encode_part(matrices: Sequence[npt.NDArray[np.int32]], shapes: Sequence[context.Shape], mode: int) -> bytes:
+def _encode_part(matrices: Sequence[npt.NDArray[np.int32]], shapes: Sequence[context.Shape],
+                 mode: int) -> bytes:
     return context.encode(matrices, shapes) if mode == SMALL else rans.encode(matrices)
 
 
@@ -252,8 +254,8 @@ def _decode_part(data: bytes, tensors: Sequence[_Tensor], mode: int, out: Sequen
     """Decode one part into float32 matrices."""
     if mode == FAST:
         levels = [_levels(t.shift, MAX_REACH) if any(t.shift) else None for t in tensors]
-        rans.decode_float32(data, [(t.shape.rows, t.shape.columns) for t in tensors], [t.steps for t in tensors],
-                            out, levels, limits)
+        rans.decode_float32(data, [(t.shape.rows, t.shape.columns) for t in tensors],
+                            [t.steps for t in tensors], out, levels, limits)
         return
     for q, tensor, matrix in zip(context.decode(data, [t.shape for t in tensors]), tensors, out, strict=True):
         level = _levels_of(q, tensor.shift) if any(tensor.shift) else q.astype(np.float32)

@@ -82,7 +82,7 @@ class LayerTarget:
     def by_channel(self, per_row: Matrix) -> Matrix:
         """[groups, m] -> [channels]: mean over the matrix rows that belong to one output channel."""
         taps = self._taps_per_channel
-        return per_row.reshape(-1, taps).mean(axis=1)
+        return np.asarray(per_row.reshape(-1, taps).mean(axis=1))
 
     def from_channel(self, per_channel: Matrix) -> Matrix:
         """[channels] -> [groups, m]."""
@@ -117,10 +117,10 @@ def to_matrix(tensor: npt.NDArray[np.generic], layer: WeightLayer) -> npt.NDArra
 def from_matrix(matrix: npt.NDArray[np.generic], layer: WeightLayer, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
     """The inverse of `to_matrix`."""
     if layer.kind == "embedding":
-        return matrix[0].T.reshape(shape)
+        return np.asarray(matrix[0].T.reshape(shape))
     if layer.kind == "conv_transposed":
-        return matrix.transpose(0, 2, 1).reshape(shape)
-    return matrix.reshape(shape)
+        return np.asarray(matrix.transpose(0, 2, 1).reshape(shape))
+    return np.asarray(matrix.reshape(shape))
 
 
 def measured_target(layer: WeightLayer, tensor: npt.NDArray[np.generic], statistics: LayerStatistics,
