@@ -1,4 +1,4 @@
-"""Decoder of the adaptive context coder in plain Python, written from docs/format.md: slow, and meant to be read.
+"""Decoder of the adaptive context coder in plain Python, as docs/format.md has it: slow, to be read.
 
 Every `>>` is Python's, towards minus infinity: negative numbers are where an implementation goes wrong.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-ANCHORS = (22, 36, 60, 98, 162, 267, 439, 720, 1179, 1921, 3108, 4971, 7812, 11955, 17625, 24743, 32768, 40793,
-           47911, 53581, 57724, 60565, 62428, 63615, 64357, 64816, 65097, 65269, 65374, 65438, 65476, 65500, 65514)
+ANCHORS = (22, 36, 60, 98, 162, 267, 439, 720, 1179, 1921, 3108, 4971, 7812, 11955, 17625, 24743, 32768,
+           40793, 47911, 53581, 57724, 60565, 62428, 63615, 64357, 64816, 65097, 65269, 65374, 65438, 65476,
+           65500, 65514)
 BOUNDS = (2, 4, 6, 8, 11, 14, 18, 23, 29, 37, 48, 64, 90, 128, 200)
 MAGNITUDE_SIZES = (256, 256, 256, 64, 1024, 256)
 SIGN_SIZES = (27, 225, 225, 27, 675, 81)
@@ -181,7 +182,8 @@ def _matrix(model: Model, rows: int, columns: int, taps: int, width: int, bypass
             back = c - taps if channel > 0 else -1
             left, left2, over = a(here, c - 1), a(here, c - 2), a(here, up)
             previous, previous2 = a(above, c), a(above2, c)
-            rl, cl, il, kl = (level(m) for m in (row_mean, column_mean[c], channel_mean[channel], kernel_mean))
+            means = row_mean, column_mean[c], channel_mean[channel], kernel_mean
+            rl, cl, il, kl = map(level, means)
             near = left + over + previous + left2
             blend = (3 * row_mean + 3 * column_mean[c] + 2 * channel_mean[channel] + 64 * near) // 60
             contexts = (16 * rl + cl, 16 * il + kl,
@@ -216,7 +218,8 @@ def _matrix(model: Model, rows: int, columns: int, taps: int, width: int, bypass
     return out
 
 
-def decode(payload: bytes, shapes: Iterable[tuple[int, int, int, int, int]]) -> tuple[list[list[list[int]]], Model]:
+def decode(payload: bytes,
+           shapes: Iterable[tuple[int, int, int, int, int]]) -> tuple[list[list[list[int]]], Model]:
     """The matrices of (rows, columns, taps, width, bypass) as lists of rows, and the model as it ended."""
     shapes = list(shapes)
     count = sum(shape[0] * shape[1] for shape in shapes)
