@@ -19,6 +19,8 @@ T = TypeVar("T")
 TOLERANCE = 0.01
 """A target is met within this share, never overshot."""
 MAX_TRIALS = 24
+NARROWEST = 1e-3
+"""In log2 lambda: no finer than this."""
 WIDEST = 400.0
 """Lambda is searched within 2^+-WIDEST of the first guess."""
 
@@ -33,22 +35,26 @@ class Trial(Generic[T]):
 
 
 def search(encode: Callable[[float], tuple[float, T]], target: float, start: float, slope: float, *,
-           what: str, progress: Callable[[str], None] | None = None) -> Trial[T]:
+           what: str, sign: float = 1.0, progress: Callable[[str], None] | None = None) -> Trial[T]:
     """The trial whose value is at most `target` and within 1% of it: bracketed secant steps in log2 lambda.
 
     encode(log2 lambda) -> (value, result). Values fall as lambda rises (bytes). A caller who wants at *least*
-    a target of what also falls (signal-to-noise) passes both with the opposite sign, and -log2 lambda.
-    slope: first guess of d value / d log2 lambda. Raises TargetError that says what is reachable.
+    a target of what also falls (signal-to-noise) passes both with the opposite sign (`sign` -1, for messages)
+    and -log2 lambda. slope: first guess of d value / d log2 lambda. Where the grids of steps allow nothing
+    within 1% (tiny models), the nearest value below the target. Raises TargetError that says what is reachable.
     """
     low: Trial[T] | None = None   # value <= target: lambda is large enough
     high: Trial[T] | None = None  # value > target
     x, reach = start, 1.0
     slack = TOLERANCE * abs(target)
+    aim = target - 0.4 * slack
+    before: Trial[T] | None = None
+    width = np.inf
     for _ in range(MAX_TRIALS):
         value, result = encode(x)
         trial = Trial(x, value, result)
         if progress is not None:
-            progress(f"{what} {abs(value):,.4g} for a target of {abs(target):,.4g}")
+            progress(f"{what} {sign * value:,.4g} for a target of {sign * target:,.4g}")
         if value <= target:
             low = trial if low is None or value >= low.value else low
             if target - value <= slack:
@@ -56,32 +62,36 @@ def search(encode: Callable[[float], tuple[float, T]], target: float, start: flo
         else:
             high = trial if high is None or value < high.value else high
         if low is not None and high is not None:
-            if low.log_price - high.log_price < 1e-4:
-                break
-            x = _between(high, low, target - 0.4 * slack)
+            last, width = width, low.log_price - high.log_price
+            if width < NARROWEST:
+                return low
+            # A secant that hardly moved met a jump: halve instead.
+            x = (low.log_price + high.log_price) / 2 if width > 0.5 * last else _between(high, low, aim)
         else:
-            step = (target - 0.4 * slack - value) / slope if slope else 0.0
-            reach = min(reach * 2.0, 64.0)
-            step = step if abs(step) > 1e-3 else (1e-2 if value > target else -1e-2)
-            x += float(np.clip(step, -reach, reach))
+            if before is not None and before.value == value and abs(x - before.log_price) >= 8.0:
+                break  # nothing changes any more
+            reach *= 2.0
+            step = abs((aim - value) / slope)
+            x += np.copysign(np.clip(step, 1e-2 if before is None else reach / 4, reach), value - target)
             if abs(x - start) > WIDEST:
                 break
-        if low is not None and high is None and low.value == value and reach >= 64.0:
-            break
+        before = trial
     if low is not None and high is not None:
-        return low  # the finest the grid of steps allows
-    return _unreachable(low, high, target, what)
+        return low
+    raise _unreachable(low, high, target, what, sign)
 
 
 def _between(high: Trial[T], low: Trial[T], aim: float) -> float:
     """Secant between the two, kept away from the ends so that the bracket shrinks."""
-    share = (high.value - aim) / (high.value - low.value) if high.value > low.value else 0.5
+    spread = high.value - low.value
+    share = (high.value - aim) / spread if 0 < spread < np.inf else 0.5
     return high.log_price + float(np.clip(share, 0.05, 0.95)) * (low.log_price - high.log_price)
 
 
-def _unreachable(low: Trial[T] | None, high: Trial[T] | None, target: float, what: str) -> Trial[T]:
+def _unreachable(low: Trial[T] | None, high: Trial[T] | None, target: float, what: str,
+                 sign: float) -> TargetError:
     nearest = low if low is not None else high
     assert nearest is not None
-    bound = "at most" if low is not None else "at least"
-    raise TargetError(f"a {what} of {abs(target):,.6g} is out of reach for this model: it can be {bound} "
-                      f"{abs(nearest.value):,.6g} with these options")
+    bound = "at most" if (low is not None) == (sign > 0) else "at least"
+    return TargetError(f"a {what} of {sign * target:,.6g} is out of reach for this model: it can be {bound} "
+                       f"{sign * nearest.value:,.6g} with these options")

@@ -140,8 +140,6 @@ class _Job:
         def encode(log_price: float) -> tuple[float, _Trial]:
             trial = self._encode(log_price, measure=True)
             assert trial.snr is not None
-            # The search wants falling values that stay below their target: 1 / dB would not be linear, so the
-            # trial is found by the mirrored quantity, dB below twice the target.
             return trial.snr, trial
 
         best = _search_snr(encode, target, self._first_guess(target / 6.0), progress)
@@ -232,7 +230,8 @@ def _search_snr(encode: Callable[[float], tuple[float, _Trial]], target: float, 
         value, trial = encode(-log_price)
         return -value, trial
 
-    found = search(mirrored, -target, -start, -3.0, what="signal-to-noise ratio in dB", progress=progress)
+    found = search(mirrored, -target, -start, -3.0, what="signal-to-noise ratio in dB", sign=-1.0,
+                   progress=progress)
     return Trial(-found.log_price, -found.value, found.result)
 
 

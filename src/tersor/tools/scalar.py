@@ -25,6 +25,8 @@ ROW_RESOLUTION = 2
 """Row steps in quarters of an octave."""
 FLOOR = 1e-4
 """Smallest sensitivity of an output, as a share of the mean."""
+FINEST, COARSEST = 2.0**-21, 4.0
+"""Limits of steps as shares of the largest weight."""
 CLASSES = 4
 """Rows are sorted into so many classes of spread, each with its own code lengths."""
 
@@ -65,13 +67,23 @@ def choose_steps(target: LayerTarget, price: float, two_sided: bool = True) -> S
     """Steps of all rows at lambda = `price`, on the logarithmic grid where the file must tell them."""
     g = output_costs(target, two_sided)
     d = np.stack([factor.cost for factor in target.column_factors]).mean(axis=1, keepdims=True)
-    ideal = np.sqrt(6.0 * price / (np.log(2.0) * g * d))
+    ideal = _sensible(np.sqrt(6.0 * price / (np.log(2.0) * g * d)), target)
     per_channel = target.by_channel(np.log2(ideal))
     if target.absorbed:
         step = target.from_channel(np.exp2(per_channel))
         index = int(np.clip(np.rint(np.log2(_typical(step)) * grid.RESOLUTION), -grid.MAX_INDEX, grid.MAX_INDEX))
         return Steps(step, index, None, step / float(grid.value(index)))
     return _told_steps(target, ideal, per_channel)
+
+
+def _sensible(step: Matrix, target: LayerTarget) -> Matrix:
+    """Steps between the float32 precision of a row's weights (of all, where rows share a step) and what makes
+    them all zero, so that no lambda leads to integers or steps that a file cannot hold."""
+    largest = np.abs(target.W).max(axis=2)
+    largest = np.where(largest > 0, largest, largest.max())
+    if not target.absorbed or not largest.max() > 0:
+        largest = np.full(largest.shape, largest.max() or 1.0)
+    return np.asarray(np.clip(step, largest * FINEST, largest * COARSEST))
 
 
 def _told_steps(target: LayerTarget, ideal: Matrix, per_channel: Matrix) -> Steps:
