@@ -21,8 +21,10 @@ from ..limits import Limits
 from . import grid, spread
 from .rounding import to_dtype
 
-MAX_RESOLUTION = 5
-"""Resolution j has 2^j points per octave; 5 is the full grid of `tersor.synthesis.grid`."""
+MAX_RESOLUTION = grid.FINEST
+"""Resolution j has 2^j points per octave."""
+MAX_OCTAVE = grid.MAX_INDEX // grid.RESOLUTION
+"""Scales are within 2^+-MAX_OCTAVE."""
 
 # Contexts of the integer code.
 _EPS, _RESOLUTION, _BASE, _STEP, _SCALE_CLASS, _SIGN, _SHIFT_CLASS = range(7)
@@ -35,7 +37,7 @@ class BatchNormCode:
 
     scale_index: int64 [C]; |a| = 2^(index / 2^resolution). Ignored where the sign is 0.
     scale_sign: int8 [C], each -1, 0 or 1; 0 means a = 0.
-    resolution: 0..5.
+    resolution: 0..12.
     shift_index: int64 [C]; b = index * 2^(shift_step_index / 32).
     eps: the module's eps; stored as float32.
     """
@@ -117,7 +119,8 @@ def _decode_group(reader: IntegerReader, group: Sequence[TensorRecord],
     name = group[0].name
     eps_index = reader.one(_EPS, 0, len(distinct) - 1, f"{name}: eps index") if len(distinct) != 1 else 0
     resolution = reader.one(_RESOLUTION, 0, MAX_RESOLUTION, f"{name}: scale resolution")
-    base = reader.one(_BASE, -grid.MAX_INDEX, grid.MAX_INDEX, f"{name}: scale base")
+    limit = MAX_OCTAVE << resolution
+    base = reader.one(_BASE, -limit, limit, f"{name}: scale base")
     step = reader.one(_STEP, -grid.MAX_INDEX, grid.MAX_INDEX, f"{name}: shift step")
     coded = reader.take(channels, _SIGN)
     if np.abs(coded).max(initial=0) > 1:
@@ -125,7 +128,7 @@ def _decode_group(reader: IntegerReader, group: Sequence[TensorRecord],
     present = coded >= 0
     index = np.zeros(channels, dtype=np.int64)
     index[present] = base + spread.take(reader, int(present.sum()), _SCALE_CLASS, _SCALE, name)
-    if np.abs(index).max(initial=0) << (MAX_RESOLUTION - resolution) > grid.MAX_INDEX:
+    if np.abs(index).max(initial=0) > limit:
         raise FormatError(f"{name}: a scale is beyond the grid: the file is corrupt")
     sign = np.where(coded == 0, 1, -coded).astype(np.int8)
     sign[coded < 0] = 0
@@ -137,4 +140,4 @@ def _decode_group(reader: IntegerReader, group: Sequence[TensorRecord],
 
 def _scale(index: npt.NDArray[np.int64], sign: npt.NDArray[np.int8],
            resolution: int) -> npt.NDArray[np.float64]:
-    return sign * grid.value(index << (MAX_RESOLUTION - resolution))
+    return sign * grid.fine(index, resolution)

@@ -18,18 +18,16 @@ RESOLUTION = 32
 MAX_INDEX = 32 * 900
 """Largest |k|: beyond it, 2^(k/32) nears the ends of the float64 range."""
 
-# 2^(1/2), 2^(1/4), ... 2^(1/32): each the correctly rounded square root of the one before.
-_ROOTS: list[float] = []
-_root = 2.0
-for _ in range(5):
-    _root = math.sqrt(_root)
-    _ROOTS.append(_root)
+FINEST = 12
+"""2^FINEST points per octave are the most that `fine` has."""
 
-_TABLE = np.ones(RESOLUTION, dtype=np.float64)
-for _bit, _factor in zip((16, 8, 4, 2, 1), _ROOTS, strict=True):
-    for _i in range(RESOLUTION):
-        if _i & _bit:
-            _TABLE[_i] *= _factor
+# _TABLES[j][i] = 2^(i / 2^j): the product of 2^(1/2) for the highest of the j bits of i, and so on to 2^(1/2^j)
+# for the lowest, each of these the correctly rounded square root of the one before.
+_TABLES = [np.ones(1)]
+_root = 2.0
+for _ in range(FINEST):
+    _root = math.sqrt(_root)
+    _TABLES.append(np.stack([_TABLES[-1], _TABLES[-1] * _root], axis=1).ravel())
 
 
 def value(index: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -38,8 +36,18 @@ def value(index: npt.ArrayLike) -> npt.NDArray[np.float64]:
     >>> float(value(64)), float(value(-32))
     (4.0, 0.5)
     """
+    return fine(index, 5)
+
+
+def fine(index: npt.ArrayLike, resolution: int) -> npt.NDArray[np.float64]:
+    """2^(index / 2^resolution) as float64, bit-exact on every IEEE machine; resolution 0 to FINEST.
+
+    >>> float(fine(-3, 0)), float(fine(2, 2)) == float(value(16))
+    (0.125, True)
+    """
     k = np.asarray(index, dtype=np.int64)
-    return np.asarray(np.ldexp(_TABLE[k % RESOLUTION], (k // RESOLUTION).astype(np.int32)))
+    table = _TABLES[resolution]
+    return np.asarray(np.ldexp(table[k & (len(table) - 1)], (k >> resolution).astype(np.int32)))
 
 
 def nearest(x: npt.ArrayLike) -> npt.NDArray[np.int64]:

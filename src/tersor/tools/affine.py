@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..synthesis import grid
-from ..synthesis.batchnorm import MAX_RESOLUTION, BatchNormCode
+from ..synthesis.batchnorm import MAX_OCTAVE, MAX_RESOLUTION, BatchNormCode
 from ..synthesis.vector import VectorCode
 from .metric import Matrix
 
 UNMEASURED_STEP = 1.0 / 64.0
-"""Step over root mean square where no sensitivity is known: about 8 bits a number."""
+"""Step over root mean square where no sensitivity is known, or less: about 8 bits a number."""
+UNMEASURED_RESOLUTION = 5
+"""And the resolution of scales, or more."""
 FINEST = 2.0**-20
 """Finest step over the largest magnitude."""
 
@@ -28,13 +30,18 @@ def ideal_step(sensitivity: npt.NDArray[np.floating], price: float) -> float:
 
 def quantize_vector(values: npt.NDArray[np.floating], sensitivity: npt.NDArray[np.floating] | None,
                     price: float) -> VectorCode:
-    """A small tensor (any shape) on a uniform grid. Without a sensitivity: UNMEASURED_STEP of its r.m.s."""
+    """A small tensor (any shape) on a uniform grid.
+
+    Without a sensitivity: the relative error counts, as for weights without one, but the step is at most
+    UNMEASURED_STEP of the r.m.s."""
     x = np.asarray(values, dtype=np.float64)
     largest = float(np.abs(x).max(initial=0.0))
     if largest == 0.0:
         return VectorCode(np.zeros(x.shape, dtype=np.int64), 0)
     if sensitivity is None:
-        step = UNMEASURED_STEP * float(np.sqrt(np.mean(x**2)))
+        energy = float(np.sum(x**2))
+        step = min(UNMEASURED_STEP * float(np.sqrt(energy / x.size)),
+                   ideal_step(np.full(x.shape, 1.0 / energy), price)) if energy > 0 else largest
     else:
         step = ideal_step(sensitivity, price) or 4.0 * largest
     step_index = _step_index(step, largest)
@@ -51,13 +58,14 @@ def quantize_scale(scale: Matrix, relative_sensitivity: Matrix | None, price: fl
     largest = float(np.abs(scale).max(initial=0.0))
     # A scale that is negligible beside its fellows is a dead channel: zero, and not an outlier of the grid.
     sign[np.abs(scale) < largest * 2.0**-24] = 0
-    resolution = MAX_RESOLUTION
-    if relative_sensitivity is not None:
-        octave = np.log(2.0) / np.exp2(np.arange(MAX_RESOLUTION + 1))
-        cost = relative_sensitivity.sum() * octave**2 / 12 + price * scale.size * np.arange(MAX_RESOLUTION + 1)
-        resolution = int(np.argmin(cost))
+    coarsest = 0
+    if relative_sensitivity is None:
+        relative_sensitivity, coarsest = np.full(scale.shape, 1.0 / max(scale.size, 1)), UNMEASURED_RESOLUTION
+    octave = np.log(2.0) / np.exp2(np.arange(MAX_RESOLUTION + 1))
+    cost = relative_sensitivity.sum() * octave**2 / 12 + price * scale.size * np.arange(MAX_RESOLUTION + 1)
+    resolution = max(coarsest, int(np.argmin(cost)))
     magnitude = np.where(sign != 0, np.abs(scale), 1.0)
-    limit = grid.MAX_INDEX >> (MAX_RESOLUTION - resolution)
+    limit = MAX_OCTAVE << resolution
     index = np.clip(np.rint(np.log2(magnitude) * (1 << resolution)), -limit, limit).astype(np.int64)
     index[sign == 0] = 0
     return index, sign, resolution
