@@ -100,7 +100,7 @@ def test_targets(model, capsys, target, most):
 
 
 def test_layers_and_exact_tensors(model):
-    assert cli.main(["compress", "model.safetensors", "--bits", "12", "--layer", "0.weight=raw", "--layer",
+    assert cli.main(["compress", "model.safetensors", "--bits", "9", "--layer", "0.weight=raw", "--layer",
                      r"2\.w.*=weight:4", "--keep-exact", "-q"]) == 0
     original = safetensors_adapter.read(model).tensors
     with tersor.load("model.tersor") as restored:
@@ -109,7 +109,7 @@ def test_layers_and_exact_tensors(model):
 
 
 def test_first_of_two_equal_patterns_counts(model):
-    options = cli.build_parser().parse_args(["compress", "model.safetensors", "--bits", "12", "-q", "--layer",
+    options = cli.build_parser().parse_args(["compress", "model.safetensors", "--bits", "9", "-q", "--layer",
                                              "0.weight=raw", "--layer", "0.weight=weight:2"])
     commands.compress(options, show.Reporter(quiet=True))
     with tersor.load("model.tersor") as restored:

@@ -145,8 +145,7 @@ def _add_compress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stats", metavar="FILE", help="statistics of this very model, as saved by "
                         "tersor.calibrate(...).save(FILE); without, compression is data-free")
     parser.add_argument("--mode", choices=MODES, default="small",
-                        help="small: the smallest file; fast: decodes at the speed of memory "
-                             "(default: %(default)s)")
+                        help="small: the smallest file; fast: quickest to decode (default: %(default)s)")
     parser.add_argument("--effort", type=int, choices=range(MIN_EFFORT, MAX_EFFORT + 1), metavar="N",
                         default=DEFAULT_EFFORT,
                         help=f"{MIN_EFFORT} to {MAX_EFFORT}: time for bytes (default: %(default)s)")

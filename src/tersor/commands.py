@@ -114,7 +114,7 @@ def contents(file: TersorFile) -> dict[str, Any]:
         "raw_bytes": raw, "ratio": raw / file.size,
         "container_version": manifest.container_version, "tools_version": manifest.tools_version,
         "library_version": ".".join(map(str, manifest.library_version)),
-        "metadata": file.metadata, "tensors": tensors,
+        "metadata": file.metadata, "tied": file.tied, "tensors": tensors,
         "sections": [{"tool": tool_name(section.tool), "offset": section.offset, "bytes": section.length,
                       "crc32": f"{section.crc32:08x}", "tensors": len(members)}
                      for section, members in zip(manifest.sections, manifest.members, strict=True)],

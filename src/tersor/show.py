@@ -131,7 +131,7 @@ def _tensor_table(report: dict[str, Any], verbose: bool) -> str:
     for tensor in report["tensors"]:
         home = [tensor["tool"], str(tensor["section"])]
         if tensor["alias_of"] is not None:
-            home = ["same as", printable(tensor["alias_of"])]
+            home = ["tied to" if report["tied"] else "same as", printable(tensor["alias_of"])]
         size = [f"{tensor['bytes']:,}"] if verbose else []
         rows.append([printable(tensor["name"]), tensor["dtype"], shape_text(tensor["shape"]), *size, *home])
     return table(header, rows, right={3} if verbose else set())
