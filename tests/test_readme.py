@@ -1,0 +1,84 @@
+"""What README.md says can be done is done here, block by block, in the order of the text."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", README)
+sys.path.append(str(ROOT / "benchmarks"))
+
+import readme_table  # noqa: E402  (benchmarks/ is no package)
+
+MAKE = f'make() {{ command make --dry-run -C "{ROOT}" "$@" > /dev/null; }}\n'
+"""The targets must be there; what they do would run these tests again."""
+
+
+def test_every_block_is_of_a_kind_that_is_run():
+    assert {language for language, _ in BLOCKS} == {"sh", "python"}
+
+
+@pytest.mark.skipif(not (shutil.which("bash") and shutil.which("make")), reason="needs bash and make")
+def test_blocks_run(tmp_path):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+    for language, code in BLOCKS:
+        command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euc", MAKE + code]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True,
+                              timeout=600)
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    assert {"digits.tersor", "back.safetensors", "digits-stats.safetensors"} <= set(os.listdir(tmp_path))
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_links_and_files_that_are_named_exist(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    links += re.findall(r"`((?:src|tests|docs|native|benchmarks|examples)/[\w./-]*)`", text)
+    assert links or document in ("CHANGELOG.md", "SECURITY.md")
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def results() -> dict[str, object]:
+    """As benchmarks/cifar.py writes them, with made-up numbers."""
+    point = {"asked_bits": 3.0, "bytes": 100_000, "bits": 2.97, "ratio": 10.9, "top1": 0.91,
+             "top1_change": -0.002, "top1_change_error": 0.003, "kl": 0.0081}
+    entry = {"parameters": 269_722, "fp32_bytes": 1_092_520, "fp32_top1": 0.9164, "images": 1017,
+             "tersor": [point, point | {"asked_bits": 2.7}],
+             "bytes_at_kl": {"0.03": {"tersor": 80_000.0, "NNCodec, best setting": 160_000.0, "int8": None}}}
+    return {"options": {"calibration": 320}, "networks": {"resnet20": entry}}
+
+
+def test_table():
+    text = readme_table.render(results())
+    assert "| resnet20, fp32 | 1,092,520 | 32.40 | 1 | 91.64 |  |  |" in text
+    assert text.count("| resnet20 | 100,000 | 2.97 | 10.9 | 91.00 | -0.20 ± 0.30 | 0.0081 |") == 1
+    assert "| NNCodec, its best setting | 160,000 (2.00x) |" in text and "| int8 | out of its range |" in text
+    once = readme_table.replaced(README, text)
+    assert text in once and readme_table.replaced(once, text) == once
+
+
+def test_table_command(tmp_path):
+    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    (tmp_path / "cifar.json").write_text(json.dumps(results()), encoding="utf-8")
+    command = [sys.executable, str(ROOT / "benchmarks" / "readme_table.py"), "--results",
+               str(tmp_path / "cifar.json"), "--readme", str(tmp_path / "README.md")]
+    assert [subprocess.run([*command, *more], capture_output=True).returncode
+            for more in (["--check"], [], ["--check"])] == [1, 0, 0]
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks/results/cifar.json").exists(), reason="not measured yet")
+def test_figures_are_those_of_the_results():
+    measured = json.loads((ROOT / "benchmarks/results/cifar.json").read_text(encoding="utf-8"))
+    new = readme_table.replaced(README, readme_table.render(measured))
+    assert new == README, "run benchmarks/readme_table.py"
