@@ -21,6 +21,8 @@ TOLERANCE = 0.01
 MAX_TRIALS = 24
 NARROWEST = 1e-3
 """In log2 lambda: no finer than this."""
+FLAT = 64.0
+"""A value that stays the same so far from the first guess, in log2 lambda, will not change."""
 WIDEST = 400.0
 """Lambda is searched within 2^+-WIDEST of the first guess."""
 
@@ -68,7 +70,7 @@ def search(encode: Callable[[float], tuple[float, T]], target: float, start: flo
             # A secant that hardly moved met a jump: halve instead.
             x = (low.log_price + high.log_price) / 2 if width > 0.5 * last else _between(high, low, aim)
         else:
-            if before is not None and before.value == value and abs(x - before.log_price) >= 8.0:
+            if before is not None and before.value == value and abs(x - start) > FLAT:
                 break  # nothing changes any more
             reach *= 2.0
             step = abs((aim - value) / slope)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .adapters import safetensors as safetensors_adapter
 from .adapters.calls import undisturbed
 from .adapters.inventory import Inventory
-from .adapters.module import inventory_of_module, load_into
+from .adapters.module import inventory_of_module, load_into, to_torch
 from .allocation import Trial, search
 from .config import Config, make_config
 from .decoder import load
@@ -152,7 +152,7 @@ class _Job:
         if self.corrected and self.model is not None and self.stage is not None:
             try:
                 encoding, y_hat = lockstep_walk(self.plan, price, self.model, self.stage)
-                snr = signal_to_noise(self.stage.reference, y_hat)
+                snr = None if y_hat is None else signal_to_noise(self.stage.reference, y_hat)
             except Mismatch as error:
                 self.corrected = False
                 self.notes.append(f"no second walk: {error}")
@@ -188,10 +188,16 @@ class _Job:
             total = weights = 0.0
             for target, matrices in sampled:
                 steps = scalar.choose_steps(target, 2.0**log_price).step
-                q = np.rint(np.concatenate([(w / s[:, None]).ravel() for w, s in zip(matrices, steps, strict=True)]))
-                _, counts = np.unique(q, return_counts=True)
-                share = counts / counts.sum()
-                total += float(-(share * np.log2(share)).sum()) * target.count
+                scaled = np.concatenate([(w / s[:, None]).ravel()
+                                         for w, s in zip(matrices, steps, strict=True)])
+                spread = float(np.sqrt(np.mean(scaled**2)))
+                if spread > 8.0:  # too many different values to count: as of a Gaussian
+                    each = math.log2(spread * math.sqrt(2.0 * math.pi * math.e))
+                else:
+                    _, counts = np.unique(np.rint(scaled), return_counts=True)
+                    share = counts / counts.sum()
+                    each = float(-(share * np.log2(share)).sum())
+                total += each * target.count
                 weights += target.count
             return total / weights
 
@@ -212,9 +218,8 @@ def signal_to_noise(y: Tensor, y_hat: Tensor) -> float:
 
 def forward_restored(model: nn.Module, tensors: Mapping[str, Any], samples: Any) -> Tensor:
     """Outputs of `model` with other tensors in place of its own; the model itself is not touched."""
-    state = model.state_dict(keep_vars=False)
-    replaced = {name: torch.from_numpy(np.array(tensors[name], dtype=np.float32)).to(value.dtype)
-                if value.is_floating_point() else value for name, value in state.items()}
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # tied ones once
+    replaced = {name: to_torch(tensors[name]).to(value.device) for name, value in own.items() if name in tensors}
 
     class _Replaced(nn.Module):
         def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -8,8 +8,10 @@ measured them; `tersor.lockstep` in the order of the data, each corrected for th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -23,7 +25,14 @@ from .synthesis.scalar import ScalarCode
 from .synthesis.vector import VectorCode
 from .tools import affine, scalar
 from .tools.metric import Matrix
-from .tools.target import LayerTarget, measured_target, to_matrix, unmeasured_target
+from .tools.target import (
+    LayerTarget,
+    elementwise_target,
+    mean_sensitivity,
+    measured_target,
+    to_matrix,
+    unmeasured_target,
+)
 
 SMALLEST_LAYER = 64
 """Weight tensors with fewer elements are coded like biases: a step each, no context to learn."""
@@ -52,7 +61,7 @@ class Plan:
         if not config.keep_exact:
             for bn in inventory.batchnorms:
                 if all(_is_lossy(inventory.tensors[name]) and name not in inventory.exact for name in bn.names) \
-                        and float(inventory.tensors[bn.running_var].astype(np.float64).min()) >= 0.0:
+                        and _is_plain(inventory, bn):
                     self.batchnorms[bn.prefix] = bn
         taken = {name for bn in self.batchnorms.values() for name in bn.names} | set(self.layers)
         for name, array in inventory.tensors.items():
@@ -80,8 +89,28 @@ class Plan:
         weight = self.config.layer(name).weight
         measured = self.statistics.layers.get(name) if self.statistics else None
         if measured is None:
-            return unmeasured_target(layer, tensor, weight)
+            sensitivity = self.sensitivity(name)
+            if sensitivity is not None:  # used by something that is no known layer
+                return elementwise_target(layer, tensor, sensitivity, weight)
+            return unmeasured_target(layer, tensor, weight * self._typical)
         return measured_target(layer, tensor, measured, self.is_centred(name), name in self.absorb, weight)
+
+    def sensitivity(self, name: str) -> npt.NDArray[np.floating] | None:
+        """What calibration says of a tensor's elements (or of their mean [1], for a small layer); None if nothing."""
+        if self.statistics is None:
+            return None
+        measured = self.statistics.layers.get(name)
+        if measured is not None:
+            return np.full(1, mean_sensitivity(measured) * self.config.layer(name).weight)
+        return self.statistics.vector_sensitivity.get(name)
+
+    @cached_property
+    def _typical(self) -> float:
+        """What a relative error of 1 costs in the median measured layer; for layers that the output does not need."""
+        measured = self.statistics.layers if self.statistics else {}
+        costs = [mean_sensitivity(measured[name]) * float((self.inventory.tensors[name].astype(np.float64) ** 2).sum())
+                 for name in self.layers if name in measured]
+        return float(np.median(costs)) if costs else 1.0
 
 
 @dataclass
@@ -93,6 +122,13 @@ class Encoding:
     scalars: dict[str, ScalarCode] = field(default_factory=dict)
     batchnorms: dict[str, BatchNormCode] = field(default_factory=dict)
     vectors: dict[str, VectorCode] = field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left for `complete`."""
+        plan = self.plan
+        return all(len(done) == len(wanted) for done, wanted in (
+            (self.scalars, plan.layers), (self.batchnorms, plan.batchnorms), (self.vectors, plan.vectors)))
 
     def encode_layer(self, target: LayerTarget) -> Array:
         """Quantise a layer; returns the tensor as it will be restored."""
@@ -131,8 +167,7 @@ class Encoding:
     def encode_vector(self, name: str, values: npt.NDArray[Any]) -> Array:
         """Quantise a small tensor to `values` (which may be corrected ones); returns it as restored."""
         array = self.plan.inventory.tensors[name]
-        statistics = self.plan.statistics
-        sensitivity = statistics.vector_sensitivity.get(name) if statistics else None
+        sensitivity = self.plan.sensitivity(name)
         code = affine.quantize_vector(values, sensitivity, self.price)
         self.vectors[name] = code
         return to_dtype(code.values(), name_of(array.dtype), name)
@@ -218,8 +253,23 @@ def _output_energy(w: Matrix, a: npt.NDArray[np.floating]) -> Matrix:
 
 
 def _is_lossy(array: Array) -> bool:
-    """Whether a tensor may be quantised: finite floats, at least one."""
+    """Whether a tensor may be quantised: floats, at least one, finite and with room to be rounded upwards."""
     if array.size == 0 or name_of(array.dtype) not in FLOATS:
         return False
-    return bool(np.isfinite(array.astype(np.float64)).all())
+    return bool((np.abs(array.astype(np.float64)) <= _largest(array) / 4).all())
+
+
+def _largest(array: Array) -> float:
+    """The largest number of the element type that the decoder's float32 holds too."""
+    limits = ml_dtypes.finfo(array.dtype)  # type: ignore[no-untyped-call]
+    return min(float(limits.max), float(np.finfo(np.float32).max))
+
+
+def _is_plain(inventory: Inventory, bn: BatchNormLayer) -> bool:
+    """Whether a BatchNorm is the affine map that its tool describes, in numbers that its element type holds."""
+    variance = inventory.tensors[bn.running_var].astype(np.float64)
+    if not 0.0 <= bn.eps < 1.0 or not (variance + bn.eps > 0.0).all() or variance.min() < 0.0:
+        return False
+    room = min(_largest(inventory.tensors[name]) for name in bn.names) / 64
+    return all(bool((np.abs(part) <= room).all()) for part in affine_of(inventory, bn))
 

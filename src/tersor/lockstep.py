@@ -78,9 +78,11 @@ def prepare(statistics: Statistics, model: nn.Module, inventory: Inventory) -> S
         return Stage(chosen, recipes, forward(model, chosen))
 
 
-def lockstep_walk(plan: Plan, price: float, model: nn.Module, stage: Stage) -> tuple[Encoding, Tensor]:
+def lockstep_walk(plan: Plan, price: float, model: nn.Module, stage: Stage) -> tuple[Encoding, Tensor | None]:
     """Encode `model` at lambda = `price`; returns the encoding and the compressed network's outputs on the samples.
 
+    The outputs are None where tensors were encoded that the walk does not follow (LayerNorm, layers inside fused
+    attention): restore the file to know them.
     Raises `Mismatch` for a model whose batch axis is not the first or whose samples depend on each other: the
     caller then takes `static_walk`.
     """
@@ -90,8 +92,11 @@ def lockstep_walk(plan: Plan, price: float, model: nn.Module, stage: Stage) -> t
         doubled = _map(stage.samples, lambda t: torch.cat([t, t]))
         first = next(iter(doubled.values())) if isinstance(doubled, dict) else doubled
         walk = _Lockstep(model, encoding, first, half, stage.recipes)
-        with walk:
-            output = model(**doubled) if isinstance(doubled, dict) else model(doubled)
+        try:
+            with walk:
+                output = model(**doubled) if isinstance(doubled, dict) else model(doubled)
+        except RuntimeError as error:
+            raise Mismatch(f"the network cannot be run on two networks' samples at once ({error})") from error
     y = _first_tensor(output)
     if y is None or len(y) != 2 * half or walk.calls != walk.graph.calls:
         raise Mismatch("the network took another way than when it was calibrated")
@@ -99,7 +104,8 @@ def lockstep_walk(plan: Plan, price: float, model: nn.Module, stage: Stage) -> t
     close = 1e-3 * float(stage.reference.abs().max()) + 1e-6
     if not torch.allclose(stage.reference, y[:half], rtol=1e-2, atol=close):
         raise Mismatch("the original network's outputs changed when run beside the compressed one")
-    return encoding.complete(), y[half:]
+    seen = encoding.is_complete
+    return encoding.complete(), y[half:] if seen else None
 
 
 def forward(model: nn.Module, samples: Samples, batch: int = 64) -> Tensor:
@@ -153,6 +159,9 @@ class _Lockstep(CallCounter):
         if name in self.plan.layers and LAYER_CALLS[func] != "embedding":
             def call(*args: Any, **kwargs: Any) -> Any:
                 return self._layer(name, func, args, kwargs)
+        elif name in self.plan.layers:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                return self._embedding(name, func, args, kwargs)
         elif func is F.batch_norm and not argument(args, kwargs, 5, "training", False):
             prefix = self.batchnorm_of.get(self.names.get(id(argument(args, kwargs, 1, "running_mean")), ""))
             if prefix is None:
@@ -199,6 +208,20 @@ class _Lockstep(CallCounter):
             values = self.encoding.vectors[bias_name].values().astype(np.float32).astype(array.dtype)
             bias = self._to_torch(values, bias)
         return torch.cat([z, run(x[middle:], restored, bias)])
+
+    def _embedding(self, name: str, func: Callable[..., Any], args: Sequence[Any],
+                   kwargs: Mapping[str, Any]) -> Tensor:
+        """Rows of a table: nothing before them to make up for, but what follows sees their errors."""
+        ids, weight = argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "weight")
+        bag = func is F.embedding_bag
+        if ids.ndim == 0 or len(ids) % (2 * self.half) or (bag and (
+                argument(args, kwargs, 2, "offsets") is not None or kwargs.get("per_sample_weights") is not None)):
+            raise Mismatch(f"{name}: its input of shape {tuple(ids.shape)} does not have the samples first")
+        if name not in self.weights:
+            self.weights[name] = self._to_torch(self.encoding.encode_layer(self.plan.target(name)), weight)
+        options = {key: value for key, value in kwargs.items() if key not in ("input", "weight")}
+        parts = zip(ids.chunk(2), (weight, self.weights[name]), strict=True)
+        return torch.cat([func(part, table, *args[2:], **options) for part, table in parts])
 
     def _target(self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any],
                 x: Tensor, z: Tensor) -> LayerTarget:
@@ -255,6 +278,8 @@ class _Lockstep(CallCounter):
             stop = min(start + chunk, middle)
             u, v, s = columns.of(x[start:stop], x[middle + start : middle + stop], z[start:stop],
                                  None if shortcut is None else shortcut[start:stop])
+            u, v = u.float(), v.float()  # half precision would overflow
+            s = None if s is None else s.float()
             h += (v @ v.mT).double()
             c += (u @ v.mT).double()
             u_sum += u.sum(2).double()

@@ -39,8 +39,10 @@ def triangular(metric: npt.NDArray[np.floating], damping: float = DAMPING) -> Tr
     """
     if metric.ndim == 1:
         diagonal = np.asarray(metric, dtype=np.float64)
-        floor = damping * _mean(diagonal)
-        return Triangular(None, diagonal + floor)
+        if not 0 < _mean(diagonal) < np.inf:
+            return Triangular(None, np.ones(len(diagonal)))
+        # Damped or not, no cost is zero: it is divided by.
+        return Triangular(None, diagonal + max(damping, 1e-12) * _mean(diagonal))
     matrix = torch.from_numpy(np.array(metric, dtype=np.float64))
     matrix = (matrix + matrix.T) / 2
     mean = _mean(np.diag(metric))

@@ -139,6 +139,25 @@ def measured_target(layer: WeightLayer, tensor: npt.NDArray[np.generic], statist
     return LayerTarget(layer, tensor.shape, matrix, a, statistics.G.astype(np.float64) * weight, absorbed)
 
 
+def elementwise_target(layer: WeightLayer, tensor: npt.NDArray[np.generic], sensitivity: npt.NDArray[np.floating],
+                       weight: float = 1.0) -> LayerTarget:
+    """The target with a sensitivity h of each weight (the tensor's shape): A and G diagonal, G_i A_j close to h_ij."""
+    h = np.asarray(to_matrix(sensitivity, layer), dtype=np.float64)
+    matrix = np.array(to_matrix(tensor, layer), dtype=np.float64)
+    mean = h.mean(axis=(1, 2), keepdims=True)
+    a = np.divide(h.mean(axis=1, keepdims=True), mean, out=np.ones((len(h), 1, h.shape[2])), where=mean > 0)
+    return LayerTarget(layer, tensor.shape, matrix, a[:, 0], h.mean(axis=2) * weight)
+
+
+def mean_sensitivity(statistics: LayerStatistics) -> float:
+    """Mean over a layer's weights of their sensitivity h = E (d(v.y) / dw)^2."""
+    def traces(matrices: npt.NDArray[np.floating]) -> Matrix:
+        full = matrices.ndim == 3
+        return np.asarray((np.einsum("gnn->gn", matrices) if full else matrices).mean(axis=1), dtype=np.float64)
+
+    return float((traces(statistics.A) * traces(statistics.G)).mean())
+
+
 def unmeasured_target(layer: WeightLayer, tensor: npt.NDArray[np.generic], weight: float = 1.0) -> LayerTarget:
     """The target without statistics: A = I, G = I / (mean square * count).
 
