@@ -162,6 +162,19 @@ def batchnorms() -> bytes:
     return to_bytes(records, [(2, batchnorm.encode(codes)), (2, batchnorm.encode(single))], parameters=134)
 
 
+def fine_batchnorms() -> bytes:
+    """Scales of 64 to 4096 points an octave, and the ends of the grid."""
+    rng, signs = np.random.default_rng(61), np.array([1, 1, -1, 0], np.int8)
+    codes = [BatchNormCode(rng.integers(-(3 << j), 1 << j, 9), rng.choice(signs, 9), j,
+                           rng.integers(-(3 << j), 3 << j, 9), -32 * j, 1e-5) for j in range(6, 13)]
+    codes.append(BatchNormCode(np.array([-900 << 12, -899 << 12, 120 << 12]), np.ones(3, np.int8), 12,
+                               np.array([-1, 0, 1]), -28800, 1e-5))
+    keys = ("weight", "bias", "running_mean", "running_var")
+    records = [TensorRecord(f"bn{i}.{key}", "F64" if i % 2 else "F32", code.scale_index.shape, 0)
+               for i, code in enumerate(codes) for key in keys]
+    return to_bytes(records, [(2, batchnorm.encode(codes))], parameters=2 * 66)
+
+
 def vectors() -> bytes:
     """Axes 0 to 3, no elements, a base, large integers, every float type."""
     rng = np.random.default_rng(70)
@@ -252,6 +265,7 @@ GOLDEN: dict[str, Callable[[], bytes]] = {
     "scalar-types": types,
     "scalar-rans-options": rans_options,
     "batchnorm": batchnorms,
+    "batchnorm-fine": fine_batchnorms,
     "vector": vectors,
     "raw": raws,
     "manifest": manifest,

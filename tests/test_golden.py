@@ -58,5 +58,5 @@ def test_every_tool_and_mode_is_covered():
         with load(path) as file:
             tools |= {section.tool for section in file.manifest.sections}
             types |= {record.dtype for record in file.manifest.tensors}
-    assert tools == {0, 1, 2, 3}
+    assert tools >= {0, 1, 2, 3}
     assert len(types) == 16
