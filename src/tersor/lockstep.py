@@ -39,7 +39,7 @@ PATCHES = 128 << 20
 """Bytes of unfolded patches at a time."""
 POSITIONS = 256
 """Positions per image that the moments of a convolution's input are averaged over."""
-TARGET_DAMPING = 0.01
+TARGET_DAMPING = 0.1
 """Share of H's mean diagonal that is added to it where targets are corrected."""
 LARGEST = 4608
 """Layers with more inputs keep their own targets: H would take longer than it saves."""

@@ -15,7 +15,7 @@ import torch
 
 Matrix = npt.NDArray[np.float64]
 
-DAMPING = 0.01
+DAMPING = 0.05
 """Share of the mean diagonal that is added to it (methods: anything from 0.1% to 20% does much the same)."""
 
 
