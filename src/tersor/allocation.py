@@ -21,7 +21,7 @@ TOLERANCE = 0.01
 MAX_TRIALS = 24
 NARROWEST = 1e-3
 """In log2 lambda: no finer than this."""
-FLAT = 64.0
+FLAT = 160.0
 """A value that stays the same so far from the first guess, in log2 lambda, will not change."""
 WIDEST = 400.0
 """Lambda is searched within 2^+-WIDEST of the first guess."""

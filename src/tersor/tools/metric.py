@@ -38,7 +38,7 @@ def triangular(metric: npt.NDArray[np.floating], damping: float = DAMPING) -> Tr
     then definite becomes the identity times its mean diagonal, so that no calibration set can crash the encoder.
     """
     if metric.ndim == 1:
-        diagonal = np.asarray(metric, dtype=np.float64)
+        diagonal = np.maximum(np.asarray(metric, dtype=np.float64), 0.0)
         if not 0 < _mean(diagonal) < np.inf:
             return Triangular(None, np.ones(len(diagonal)))
         # Damped or not, no cost is zero: it is divided by.
@@ -54,7 +54,7 @@ def triangular(metric: npt.NDArray[np.floating], damping: float = DAMPING) -> Tr
             identity = torch.eye(len(matrix), dtype=torch.float64)
             upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True).numpy()
             return Triangular(np.ascontiguousarray(upper), 1.0 / np.diag(upper) ** 2)
-        damping *= 10
+        damping = max(10 * damping, 1e-10)
     scale = mean if mean > 0 and np.isfinite(mean) else 1.0
     return Triangular(None, np.full(len(matrix), scale))
 
