@@ -97,7 +97,10 @@ class Reader:
 
 def inflate(data: bytes, length: int, dictionary: bytes = b"") -> bytes:
     stream = zlib.decompressobj(-15, dictionary)  # -15: without any wrapper
-    result = stream.decompress(data, length + 1)
+    try:
+        result = stream.decompress(data, length + 1)
+    except zlib.error as error:
+        raise ValueError("invalid file: DEFLATE stream") from error
     must(stream.eof and not stream.unused_data and len(result) == length, "DEFLATE stream")
     return result
 
@@ -276,7 +279,8 @@ class IntegerCode:
 
 def raw(payload: bytes, tensors: list[Tensor]) -> list[np.ndarray]:
     sizes = [math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors]
-    method, data = payload[0], payload[1:]
+    reader = Reader(payload)
+    method, data = reader.take(1)[0], reader.rest()
     must(method <= 2, "method")
     reader = Reader(inflate(data, sum(sizes)) if method > 0 else data)
     must(len(reader.data) == sum(sizes), "length of the data")
