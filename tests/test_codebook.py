@@ -150,6 +150,16 @@ def test_types_that_cannot_be():
         codebook.decode(payload, records_of([(3,)], "F16"), DEFAULT_LIMITS, 1)
 
 
+def test_values_that_are_not_finite():
+    payload = codebook.encode(CodebookCode.of([0.1], [np.zeros(3, int)]), [(3,)], "fixed")[0]
+    for bad in (np.nan, np.inf):
+        broken = payload.replace(np.float32(0.1).tobytes(), np.float32(bad).tobytes())
+        assert broken != payload
+        for decode in (codebook.decode_codebook, codebook.decode):
+            with pytest.raises(FormatError, match="finite"):
+                decode(broken, records_of([(3,)]), DEFAULT_LIMITS, 1)
+
+
 def test_compact():
     code = CodebookCode.of([3, -0.0, 7, -1, 3, 0], [np.array([[0, 1], [3, 4]]), np.array([5])]).compact()
     assert code.values.tolist() == [-1, 0, 3] and not np.signbit(code.values[1])

@@ -292,6 +292,8 @@ def _read(payload: bytes, records: Sequence[TensorRecord], shapes: Sequence[Shap
     reader.end()
     dtype = np.dtype("<f2" if stored == FLOAT16 else "<f4")
     values = np.frombuffer(cursor.take(k * dtype.itemsize, "bytes of values"), dtype)
+    if not np.isfinite(values).all():
+        raise FormatError("a shared value is not finite: the file is corrupt")
     if min(lengths, default=0) < 0:
         raise FormatError("a stream of a codebook section has a negative length: the file is corrupt")
     data = [cursor.take(length, "bytes of a stream") for length in lengths]
