@@ -67,15 +67,15 @@ def checked(w: Floats, h: Floats | None) -> tuple[Floats, Floats | None]:
     sensitivity below 0 (of a Hessian's diagonal, take `tersor.diagonals.usable`).
     """
     narrow = w.dtype == np.float32 and (h is None or h.dtype == np.float32)
-    dtype = np.float32 if narrow else np.float64
-    flat = np.ascontiguousarray(w, dtype=dtype).reshape(-1)
+    dtype: npt.DTypeLike = np.float32 if narrow else np.float64
+    flat: Floats = np.ascontiguousarray(w, dtype=dtype).reshape(-1)
     if flat.size == 0:
         raise ConfigError("there are no weights to cluster")
     if not np.isfinite(flat).all():
         raise ConfigError(f"{int((~np.isfinite(flat)).sum())} of {flat.size} weights are NaN or infinite")
     if h is None:
         return flat, None
-    weight = np.ascontiguousarray(h, dtype=dtype).reshape(-1)
+    weight: Floats = np.ascontiguousarray(h, dtype=dtype).reshape(-1)
     if weight.size != flat.size:
         raise ConfigError(f"{flat.size} weights but {weight.size} sensitivities; there must be one for each")
     low, high = float(weight.min()), float(weight.max())
@@ -85,8 +85,8 @@ def checked(w: Floats, h: Floats | None) -> tuple[Floats, Floats | None]:
 
 
 def weighted_means(w: Floats, h: Floats | None, index: Index, k: int) -> Doubles:
-    """Centres c_j = sum h w / sum h over the members of j, float64 [k]; a cluster without sensitivity gets its
-    plain mean, one without members 0."""
+    """Centres c_j = sum h w / sum h over the members of j, float64 [k]; a cluster without sensitivity
+    gets its plain mean, one without members 0."""
     counts = np.bincount(index, minlength=k)
     mass = counts.astype(np.float64) if h is None else np.bincount(index, weights=h, minlength=k)
     first = np.bincount(index, weights=w if h is None else np.multiply(w, h, dtype=np.float64), minlength=k)
@@ -95,4 +95,10 @@ def weighted_means(w: Floats, h: Floats | None, index: Index, k: int) -> Doubles
         among = idle[index]
         first[idle] = np.bincount(index[among], weights=w[among], minlength=k)[idle]
         mass[idle] = counts[idle]
-    return np.divide(first, mass, out=np.zeros(k), where=mass > 0)
+    return np.asarray(np.divide(first, mass, out=np.zeros(k), where=mass > 0))
+
+
+def position_of_zero(values: Doubles) -> int:
+    """Where the centre 0 is, or -1."""
+    found = np.flatnonzero(values == 0.0)
+    return int(found[0]) if found.size else -1

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
-from .clusters import Clusters, Doubles, Floats, checked
+from .clusters import Clusters, Doubles, Floats, checked, position_of_zero
 
 Start = Literal["++", "linear", "density", "optimal"]
 Bounds = npt.NDArray[np.int64]
@@ -53,7 +53,7 @@ def kmeans(w: Floats, h: Floats | None, k: int, *, start: Start = "++", seed: in
     values, bounds, history = _lloyd(problem, values, k, iterations, zero)
     index = np.empty(flat.size, dtype=np.int32)
     index[problem.order] = np.repeat(np.arange(values.size, dtype=np.int32), np.diff(bounds))
-    return Clusters(values, index, history, _zero_at(values) if zero else -1)
+    return Clusters(values, index, history, position_of_zero(values) if zero else -1)
 
 
 class Sorted:
@@ -155,8 +155,8 @@ def _lloyd(problem: Sorted, values: Doubles, k: int, iterations: int,
 
 
 def _repair(problem: Sorted, values: Doubles, k: int, zero: bool) -> Doubles:
-    """Centres that all have members: empty ones are dropped, and while there are fewer than k, one is added in
-    the costlier half of the cluster that costs most. Adding a centre never raises the objective."""
+    """Centres that all have members: empty ones are dropped, and while there are fewer than k, one is added
+    in the costlier half of the cluster that costs most. Adding a centre never raises the objective."""
     for _ in range(2 * k + 1):
         bounds = problem.cells(values)
         empty = np.diff(bounds) == 0
@@ -172,16 +172,15 @@ def _repair(problem: Sorted, values: Doubles, k: int, zero: bool) -> Doubles:
         if cost[worst] <= 1e-14 * problem.second[-1]:
             break  # fewer distinct weights than centres
         added = float(problem.means(halves[worst:worst + 2])[0])
-        if zero and added == 0.0 or added in values:
+        if (zero and added == 0.0) or added in values:
             break
         values = np.sort(np.append(values, added))
-    empty = np.diff(problem.cells(values)) == 0
-    return values[~empty]
+    return np.asarray(values[np.diff(problem.cells(values)) > 0])
 
 
 def _plus_plus(w: Doubles, h: Doubles | None, k: int, rng: np.random.Generator) -> Doubles:
-    """k-means++: each next centre is a weight drawn with probability ~ h * (distance to its centre)^2, the best
-    of 2 + ln k draws."""
+    """k-means++: each next centre is a weight drawn with probability ~ h * (distance to its centre)^2, the
+    best of 2 + ln k draws."""
     weight = np.ones(w.size) if h is None or not h.any() else h
     draws = 2 + int(np.log(k))
     centres = [w[_draw(weight, 1, rng)[0]]]
@@ -201,8 +200,8 @@ def _plus_plus(w: Doubles, h: Doubles | None, k: int, rng: np.random.Generator) 
 def _draw(potential: Doubles, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Positions drawn with probability ~ potential."""
     running = np.cumsum(potential)
-    found = np.searchsorted(running, rng.random(count) * running[-1], side="right")
-    return np.minimum(found, np.flatnonzero(potential)[-1]).astype(np.int64)
+    found: Bounds = np.searchsorted(running, rng.random(count) * running[-1], side="right")
+    return np.asarray(np.minimum(found, np.flatnonzero(potential)[-1]), dtype=np.int64)
 
 
 def _optimal(problem: Sorted, k: int) -> Bounds:
@@ -241,9 +240,3 @@ def _running(x: Doubles) -> Doubles:
     sums[0] = 0.0
     np.cumsum(x, out=sums[1:])
     return sums
-
-
-def _zero_at(values: Doubles) -> int:
-    """Position of the centre 0, or -1."""
-    found = np.flatnonzero(values == 0.0)
-    return int(found[0]) if found.size else -1
