@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("torch")
-from tersor.tools import feedback  # noqa: E402
-from tersor.tools.feedback import REACH, Rounding  # noqa: E402
-from tersor.tools.metric import DAMPING, Triangular, triangular  # noqa: E402
+from tersor.tools import feedback
+from tersor.tools.feedback import REACH, Rounding
+from tersor.tools.metric import DAMPING, Triangular, triangular
 
 Matrix = npt.NDArray[np.float64]
 
@@ -109,7 +109,7 @@ def test_feedback_lowers_the_distortion_and_each_direction_helps() -> None:
 
 
 def test_rounding_pays_for_bits() -> None:
-    """A price makes zeros: the argmin of squared error + price * bits, over the nearest, its neighbour, zero."""
+    """A price makes zeros: argmin of squared error + price * bits, over the nearest, its neighbour, zero."""
     rng = np.random.default_rng(1)
     w = np.repeat(rng.normal(0, 1.5, (1, 400)), 3, axis=0)
     bits = 1.0 + 2 * np.abs(np.arange(-REACH, REACH + 1.0))[None]
@@ -129,7 +129,8 @@ def test_dearer_columns_are_rounded_more_exactly() -> None:
     w = np.full((1, 2), 0.6)
     rounding = Rounding(np.ones(1), np.full(1, 0.4), np.abs(np.arange(-REACH, REACH + 1.0))[None],
                         np.zeros(1, np.int32))
-    q, _ = feedback.quantize(w, Triangular(None, np.array([100.0, 0.1])), Triangular(None, np.ones(1)), rounding)
+    columns = Triangular(None, np.array([100.0, 0.1]))
+    q, _ = feedback.quantize(w, columns, Triangular(None, np.ones(1)), rounding)
     assert q.tolist() == [[1, 0]]
 
 
