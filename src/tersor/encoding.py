@@ -64,10 +64,13 @@ class Plan:
                         and _is_plain(inventory, bn):
                     self.batchnorms[bn.prefix] = bn
         taken = {name for bn in self.batchnorms.values() for name in bn.names} | set(self.layers)
+        normed = {name for bn in inventory.batchnorms for name in bn.names}
         for name, array in inventory.tensors.items():
             if name in taken:
                 continue
-            small = _is_lossy(array) and name not in inventory.exact and not config.keep_exact
+            # A variance on a uniform grid could become zero: BatchNorms that are not plain stay as they are.
+            small = _is_lossy(array) and name not in inventory.exact and not config.keep_exact \
+                and name not in normed
             wanted_raw = config.layer(name).tool == "raw" if array.ndim >= 2 else False
             (self.vectors if small and not wanted_raw else self.raw).append(name)
         if self.statistics is not None:
