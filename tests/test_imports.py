@@ -21,8 +21,8 @@ ROWS: tuple[frozenset[str], ...] = tuple(frozenset(row.split()) for row in (
     "errors", "limits",
     "bitstream", "synthesis", "decoder",  # bytes -> integers -> weights: all that reading needs
     "adapters config packed",
-    "statistics runtime", "calibration tools evaluate", "sensitivity allocation encoding", "lockstep writer",
-    "encoder", "finetune sweep report",
+    "statistics runtime", "calibration tools evaluate", "sensitivity allocation encoding diagonals",
+    "lockstep writer", "encoder", "finetune sweep report",
     "show", "commands", "cli", "__main__",
 ))
 """The rooms of the house (a module or a package of `tersor`). Each imports only from rows before its own, and

@@ -1,7 +1,7 @@
 """Pruning: which weights to set to zero, at an exact sparsity, at once or step by step while fine-tuning.
 
-A mask is a bool array of the weight's shape, True where the weight stays. Scores are dicts of arrays >= 0, one
-per weight tensor; the smallest are pruned first.
+A mask is a bool array of the weight's shape, True where the weight stays. Scores are dicts of arrays >= 0,
+one per weight tensor; the smallest are pruned first.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def sensitivity_scores(weights: Mapping[str, Floats], h: Mapping[str, Floats]) -
 
 
 def masks(scores: Mapping[str, Floats], sparsity: float | Mapping[str, float], *,
-          scope: Literal["all", "layer"] = "all", within: Mapping[str, Mask] | None = None) -> dict[str, Mask]:
+          scope: Literal["all", "layer"] = "all",
+          within: Mapping[str, Mask] | None = None) -> dict[str, Mask]:
     """Masks that prune exactly round(sparsity * count) weights: those of the smallest scores.
 
     * `sparsity`: share of zeros in [0, 1]; for scope "layer" also one number per tensor (0 if missing).
@@ -57,13 +58,14 @@ def masks(scores: Mapping[str, Floats], sparsity: float | Mapping[str, float], *
         return {name: _kept(score.reshape(-1), wanted.get(name, 0.0)).reshape(score.shape)
                 for name, score in ranked.items()}
     if scope != "all" or isinstance(sparsity, Mapping):
-        raise ConfigError(f"scope {scope!r} with a sparsity of type {type(sparsity).__name__}: 'all' takes one "
-                          f"number, 'layer' one or a dict")
+        raise ConfigError(f"scope {scope!r} with a sparsity of type {type(sparsity).__name__}: 'all' takes "
+                          f"one number, 'layer' one or a dict")
     if not ranked:
         return {}
     kept = _kept(np.concatenate([score.reshape(-1) for score in ranked.values()]), sparsity)
     parts = np.split(kept, np.cumsum([score.size for score in ranked.values()])[:-1])
-    return {name: part.reshape(score.shape) for (name, score), part in zip(ranked.items(), parts, strict=True)}
+    return {name: part.reshape(score.shape)
+            for (name, score), part in zip(ranked.items(), parts, strict=True)}
 
 
 def apply_masks(weights: Mapping[str, npt.NDArray[Any]],
@@ -81,8 +83,8 @@ def sparsity_of(kept: Mapping[str, Mask]) -> float:
 
 @dataclass
 class CubicSchedule:
-    """Sparsity that rises quickly while weights are redundant and slowly at the end (Zhu and Gupta, "To prune,
-    or not to prune", 2017): s_t = final + (initial - final) (1 - (t - begin) / (end - begin))^3.
+    """Sparsity that rises quickly while weights are redundant and slowly at the end (Zhu and Gupta, "To
+    prune, or not to prune", 2017): s_t = final + (initial - final) (1 - (t - begin) / (end - begin))^3.
 
         schedule = CubicSchedule(final=0.9, end=1000, every=50)
         for batch in batches:
@@ -105,8 +107,8 @@ class CubicSchedule:
         if not 0.0 <= self.initial <= self.final <= 1.0:
             raise ConfigError(f"sparsity from {self.initial} to {self.final}: must rise within [0, 1]")
         if not (0 <= self.begin < self.end and self.every >= 1):
-            raise ConfigError(f"schedule from step {self.begin} to {self.end}, every {self.every}: begin must "
-                              f"be at least 0 and before end, every at least 1")
+            raise ConfigError(f"schedule from step {self.begin} to {self.end}, every {self.every}: begin "
+                              f"must be at least 0 and before end, every at least 1")
 
     @property
     def sparsity(self) -> float:
