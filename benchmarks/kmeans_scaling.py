@@ -5,8 +5,9 @@
 Weights are Laplacian, sensitivities log-normal (a spread of e^2, as diagonals have), both float32.
 scikit-learn's KMeans (one k-means++ start, at most 100 iterations and at most as many as ours from the
 optimal start) runs on a sample, ours beside it; its seconds are scaled up linearly to all weights. `relative`
-is wall time over that of one `numpy.argsort` of the weights (which is part of k-means here); process time is given too, for machines
-that are shared. ECSQ is at a fixed price. Prints a table, writes benchmarks/results/kmeans_scaling.json.
+is wall time over that of one `numpy.argsort` of the weights (which is part of k-means here); process time is
+given too, for machines that are shared. ECSQ is at a fixed price. Prints a table, writes
+benchmarks/results/kmeans_scaling.json.
 """
 
 from __future__ import annotations
