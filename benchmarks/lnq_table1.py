@@ -32,14 +32,14 @@ from torch import Tensor, nn
 
 import tersor
 from tersor import Statistics, evaluate
+from tersor.adapters.inventory import BatchNormLayer, Inventory
 from tersor.adapters.module import inventory_of_module
 from tersor.bitstream import container
 from tersor.bitstream.dtypes import name_of
 from tersor.bitstream.manifest import TensorRecord
-from tersor.config import Config
-from tersor.encoding import Encoding, Plan
+from tersor.encoding import affine_of
 from tersor.finetune import finetune_shared
-from tersor.synthesis import batchnorm, codebook, raw
+from tersor.synthesis import batchnorm, codebook, grid, raw
 from tersor.synthesis.codebook import CodebookCode
 from tersor.tools.clusters import Clusters
 from tersor.tools.ecsq import ecsq_at_entropy
@@ -177,6 +177,16 @@ def code_of(subject: Subject, cluster: Callable[[np.ndarray, np.ndarray], Cluste
     )
 
 
+def batchnorm_code(inventory: Inventory, bn: BatchNormLayer) -> batchnorm.BatchNormCode:
+    """A BatchNorm in about 7 bits a number: scales to 2^(1/16), shifts to a 32nd of their r.m.s."""
+    scale, shift = affine_of(inventory, bn)
+    magnitude = np.abs(np.where(scale == 0, 1.0, scale))
+    index = np.rint(np.log2(magnitude) * 16).astype(np.int64)
+    step = int(grid.nearest(max(float(np.sqrt(np.mean(shift**2))), 1e-9) / 32))
+    integers = np.rint(shift / float(grid.value(step))).astype(np.int64)
+    return batchnorm.BatchNormCode(index, np.sign(scale).astype(np.int8), 4, integers, step, bn.eps)
+
+
 def file_of(subject: Subject, model: nn.Module, code: CodebookCode) -> tuple[bytes, float]:
     """A .tersor file with one codebook, and the bits of the paper's count (BatchNorm as in the file)."""
     inventory = inventory_of_module(model)
@@ -185,9 +195,8 @@ def file_of(subject: Subject, model: nn.Module, code: CodebookCode) -> tuple[byt
     sections: list[tuple[int, bytes]] = [(4, payload)]
     home = dict.fromkeys(subject.names, 0)
     bits = codebook.paper_bits(code, CODER)
-    encoding = Encoding(Plan(inventory, None, Config()), 1.0).complete() if inventory.batchnorms else None
-    if encoding is not None:
-        payload = batchnorm.encode([encoding.batchnorms[bn.prefix] for bn in inventory.batchnorms])
+    if inventory.batchnorms:
+        payload = batchnorm.encode([batchnorm_code(inventory, bn) for bn in inventory.batchnorms])
         home |= {name: len(sections) for bn in inventory.batchnorms for name in bn.names}
         sections.append((2, payload))
         bits += 8 * len(payload)

@@ -183,11 +183,12 @@ class Trainer:
         parameters = dict(model.named_parameters())
         weights = {name: p for name, p in parameters.items() if p.ndim > 1}
         masks: dict[str, Tensor] = {}
+        every = max(1, min(16, epochs * (len(self.data.train[0]) // BATCH) // 32))
         calls = 0
 
         def update(progress: float) -> None:
             nonlocal masks, calls
-            if progress <= frozen and calls % 16 == 0:
+            if progress <= frozen and calls % every == 0:
                 share = keep + (1 - keep) * (1 - min(progress / ramp, 1.0)) ** 3
                 masks = adaptive_masks(weights, share)
             calls += 1
@@ -246,8 +247,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("lnq-out"))
     parser.add_argument("--keep", type=float, default=0.02, help="share of the weights that pruning leaves")
-    parser.add_argument("--bytes", type=int, default=6000, help="size of the file to train towards")
-    parser.add_argument("--epochs", type=int, nargs=3, default=(8, 16, 8), help="of dense, prune and round")
+    parser.add_argument("--bytes", type=int, default=7000, help="size of the file to train towards")
+    parser.add_argument("--epochs", type=int, nargs=3, default=(8, 16, 4), help="of dense, prune and round")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--exact", action="store_true", help="train in float32 instead of bfloat16")
     options = parser.parse_args()

@@ -16,15 +16,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tersor.adapters.module import inventory_of_module
 from tersor.config import Config
-from tersor.encoding import Encoding, Plan
+from tersor.encoding import Encoding, Plan, affine_of
 from tersor.statistics import Statistics
 from tersor.synthesis.scalar import ScalarCode
 from tersor.synthesis.vector import VectorCode
+from tersor.tools.scalar import ROW_RESOLUTION
 from tersor.writer import write
 
 GRID = 32
@@ -47,6 +49,8 @@ class RoundedNetwork(nn.Module):
     """`model` with some of its parameters replaced by step * round(x).
 
     * `latents`: parameter name -> x of its shape, in steps. `steps`: name -> its step, positive.
+    * `rows`: name -> int64 [rows]: exponents of single rows in quarters of an octave, where rows have steps
+      of their own: step * 2^(row / 4).
     * `train_steps`: whether steps move (on the file's grid).
     """
 
@@ -55,6 +59,7 @@ class RoundedNetwork(nn.Module):
         model: nn.Module,
         latents: Mapping[str, Tensor],
         steps: Mapping[str, float],
+        rows: Mapping[str, Any] | None = None,
         train_steps: bool = True,
     ) -> None:
         super().__init__()
@@ -63,6 +68,10 @@ class RoundedNetwork(nn.Module):
         self.x = nn.ParameterList([nn.Parameter(latents[name].detach().clone()) for name in self.names])
         exponents = torch.tensor([math.log2(steps[name]) for name in self.names])
         self.exponents = nn.Parameter(exponents, requires_grad=train_steps)
+        self.rows = {name: np.asarray(row, dtype=np.int64) for name, row in (rows or {}).items()}
+        for name, row in self.rows.items():
+            factor = torch.exp2(torch.from_numpy(row) / 2.0**ROW_RESOLUTION).to(latents[name].dtype)
+            self.register_buffer(self._buffer(name), factor.view(-1, *[1] * (latents[name].ndim - 1)))
         self.slopes: list[Tensor] = []
         self.others = [p for name, p in model.named_parameters() if name not in latents]
         self.refresh()
@@ -71,15 +80,21 @@ class RoundedNetwork(nn.Module):
         """Of each parameter's step on the logarithmic grid."""
         return [int(k) for k in (self.exponents.detach() * GRID).round()]
 
+    @staticmethod
+    def _buffer(name: str) -> str:
+        return "rows_" + name.replace(".", "_")
+
     def integers(self) -> dict[str, Tensor]:
         return {name: x.detach().round() for name, x in zip(self.names, self.x, strict=True)}
 
     def weights(self) -> dict[str, Tensor]:
         steps = torch.exp2(_Round.apply(self.exponents * GRID) / GRID)  # type: ignore[no-untyped-call]
-        return {
-            name: _Round.apply(x) * steps[i]  # type: ignore[no-untyped-call]
-            for i, (name, x) in enumerate(zip(self.names, self.x, strict=True))
-        }
+        found = {}
+        for i, (name, x) in enumerate(zip(self.names, self.x, strict=True)):
+            found[name] = _Round.apply(x) * steps[i]  # type: ignore[no-untyped-call]
+            if name in self.rows:
+                found[name] = found[name] * self.get_buffer(self._buffer(name))
+        return found
 
     def forward(self, images: Tensor) -> Tensor:
         output: Tensor = torch.func.functional_call(self.model, self.weights(), (images,))
@@ -133,16 +148,25 @@ def _geometric(mean: Tensor) -> Tensor:
     return mean / (torch.sqrt(1 + mean**2) + 1)
 
 
-def file_of(rounded: RoundedNetwork, statistics: Statistics | None = None, price: float = 0.0) -> bytes:
-    """The .tersor file that holds exactly the integers and steps of `rounded`; the rest (BatchNorm, biases
-    that are not rounded) by `statistics` at lambda = `price`.
+def file_of(rounded: RoundedNetwork, statistics: Statistics | None = None, price: float = 1.0) -> bytes:
+    """The .tersor file that holds exactly the integers and steps of `rounded`.
+
+    The rest (BatchNorm, biases that are not rounded) is quantised by `statistics` at lambda = `price`, or
+    finely without them. All weights of layers must be rounded.
     """
-    model = rounded.write_back()
-    encoding = Encoding(Plan(inventory_of_module(model), statistics, Config()), price)
+    inventory = inventory_of_module(rounded.write_back())
+    encoding = Encoding(Plan(inventory, statistics, Config()), price)
+    plan = encoding.plan
     for name, q, k in zip(rounded.names, rounded.integers().values(), rounded.step_index(), strict=True):
-        if name in encoding.plan.layers:
+        if name in plan.layers:
             integers = q.to(torch.int32).reshape(len(q), -1).contiguous().numpy()
-            encoding.scalars[name] = ScalarCode(integers, k)
+            encoding.scalars[name] = ScalarCode(integers, k, rounded.rows.get(name), ROW_RESOLUTION)
         else:
             encoding.vectors[name] = VectorCode(q.to(torch.int64).numpy(), k)
-    return write(encoding.complete()).data
+    for prefix, bn in plan.batchnorms.items():
+        scale, shift = affine_of(inventory, bn)
+        encoding.encode_batchnorm(prefix, scale, np.zeros_like(scale), shift)
+    for name in plan.vectors:
+        if name not in encoding.vectors:
+            encoding.encode_vector(name, inventory.tensors[name])
+    return write(encoding).data

@@ -1,0 +1,105 @@
+"""Rate-aware training of the examples: files hold exactly the trained network; a price lowers the rate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
+
+import lnq_lenet5  # noqa: E402
+import lnq_table1  # noqa: E402
+import networks  # noqa: E402
+from rate_training import RoundedNetwork, file_of  # noqa: E402
+
+import tersor  # noqa: E402
+
+
+def random_digits() -> lnq_lenet5.Digits:
+    generator = torch.Generator().manual_seed(0)
+
+    def pair(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.rand(count, 1, 28, 28, generator=generator), torch.arange(count) % 10
+
+    return lnq_lenet5.Digits(pair(512), pair(500), pair(500))
+
+
+def rounded_network(rows: bool = False) -> RoundedNetwork:
+    torch.manual_seed(1)
+    model = networks.LeNet5()
+    names = [name for name, _ in model.named_parameters() if name != "ip1.bias"]
+    exponents = {"ip2.weight": np.arange(10) - 5} if rows else {}
+    latents = {name: model.get_parameter(name).detach() * 30 for name in names}
+    return RoundedNetwork(model, latents, dict.fromkeys(names, 0.03), exponents)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_file_holds_exactly_the_rounded_network(rows) -> None:  # type: ignore[no-untyped-def]
+    rounded = rounded_network(rows)
+    weights = {name: weight.detach().clone() for name, weight in rounded.weights().items()}
+    restored = dict(tersor.restore(file_of(rounded), into=networks.LeNet5()).named_parameters())
+    for name, weight in weights.items():
+        torch.testing.assert_close(restored[name].detach(), weight, rtol=1e-6, atol=0)
+    bias = rounded.model.get_parameter("ip1.bias").detach()
+    torch.testing.assert_close(restored["ip1.bias"].detach(), bias, rtol=0.02, atol=1e-3)
+
+
+def test_estimated_bits_are_about_those_of_the_file() -> None:
+    rounded = rounded_network()
+    estimate = rounded.refresh() / 8
+    assert estimate == pytest.approx(len(file_of(rounded)), rel=0.25)
+
+
+def test_a_price_lowers_the_rate() -> None:
+    rounded = rounded_network()
+    before = rounded.refresh()
+    optimizer = torch.optim.Adam(rounded.x, lr=0.05)
+    for _ in range(10):
+        optimizer.zero_grad()
+        rounded.rate().backward()
+        optimizer.step()
+    assert rounded.refresh() < 0.7 * before
+
+
+def test_masks_keep_the_share_that_was_asked_for() -> None:
+    weights = {"a": torch.randn(40, 50), "b": torch.randn(10, 20) * 1000}
+    masks = lnq_lenet5.adaptive_masks(weights, 0.1)
+    assert sum(int(mask.sum()) for mask in masks.values()) == 220
+    assert 0 < int(masks["b"].sum()) < 200, "the scale of a layer does not matter"
+    for name, mask in masks.items():
+        assert weights[name].abs()[mask == 0].max() <= weights[name].abs()[mask == 1].min()
+
+
+def test_stages_run_and_repeat() -> None:
+    def run() -> tuple[bytes, float]:
+        torch.manual_seed(0)
+        trainer = lnq_lenet5.Trainer(random_digits(), seed=3, exact=True)
+        teacher = trainer.dense(networks.LeNet5(), 1)
+        pruned = trainer.prune(teacher, 0.05, 3)
+        alive = sum(int((p != 0).sum()) for p in pruned.parameters() if p.ndim > 1)
+        return trainer.round(pruned, teacher, 5000, 1), alive / 430_500
+
+    data, share = run()
+    assert share == pytest.approx(0.05, rel=0.01)
+    assert len(data) < 40_000
+    assert run()[0] == data
+
+
+def test_the_table_names_every_method() -> None:
+    row = lnq_table1.Row("uniform", "2 bits", 0.99, 0.001, 0.001, 0.03, 0.99, 178.0, 9675, 178.2, 1.0)
+    text = lnq_table1.document({"lenet5": [row]})
+    assert (
+        "| uniform | 2 bits | 99.00% | +0.10% ± 0.10% | 178.00x | 178.20x | 9,675 | 99.28, 51.25x |" in text
+    )
+    assert "40.65x" in text and "Open:" in text
+
+
+def test_distance_without_a_teacher_is_the_cross_entropy() -> None:
+    output, labels = torch.randn(6, 10), torch.arange(6)
+    assert torch.equal(lnq_lenet5.distance(output, labels, None), F.cross_entropy(output, labels))
