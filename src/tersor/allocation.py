@@ -43,7 +43,8 @@ def search(encode: Callable[[float], tuple[float, T]], target: float, start: flo
     encode(log2 lambda) -> (value, result). Values fall as lambda rises (bytes). A caller who wants at *least*
     a target of what also falls (signal-to-noise) passes both with the opposite sign (`sign` -1, for messages)
     and -log2 lambda. slope: first guess of d value / d log2 lambda. Where the grids of steps allow nothing
-    within 1% (tiny models), the nearest value below the target. Raises TargetError that says what is reachable.
+    within 1% (tiny models), the nearest value below the target. Raises TargetError that says what is
+    reachable.
     """
     low: Trial[T] | None = None   # value <= target: lambda is large enough
     high: Trial[T] | None = None  # value > target

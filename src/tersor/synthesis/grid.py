@@ -21,8 +21,8 @@ MAX_INDEX = 32 * 900
 FINEST = 12
 """2^FINEST points per octave are the most that `fine` has."""
 
-# _TABLES[j][i] = 2^(i / 2^j): the product of 2^(1/2) for the highest of the j bits of i, and so on to 2^(1/2^j)
-# for the lowest, each of these the correctly rounded square root of the one before.
+# _TABLES[j][i] = 2^(i / 2^j): the product of 2^(1/2) for the highest of the j bits of i, and so on to
+# 2^(1/2^j) for the lowest, each of these the correctly rounded square root of the one before.
 _TABLES = [np.ones(1)]
 _root = 2.0
 for _ in range(FINEST):
