@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from .errors import ConfigError
 
-TOOLS = ("scalar", "raw")
+TOOLS = ("scalar", "codebook", "raw")
 """Coding tools that weights can be given to, named after the files in `tersor.tools`, `tersor.synthesis`."""
 
 MODES = ("small", "fast")
@@ -24,7 +24,7 @@ class LayerConfig:
     per weight more than its sensitivity asks for.
     """
 
-    tool: Literal["scalar", "raw"] | None = None
+    tool: Literal["scalar", "codebook", "raw"] | None = None
     weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -35,10 +35,38 @@ class LayerConfig:
 
 
 @dataclass(frozen=True)
+class CodebookConfig:
+    """How the codebook tool makes and codes shared values (Choi, El-Khamy, Lee, ICLR 2017).
+
+    * `method`: "ecsq" (iterative entropy-constrained), "uniform" (one step, means of the bins), "kmeans".
+    * `weighted`: sensitivities as weights (Hessian-weighted k-means and so on); False: all weights alike.
+    * `scope`: "all" layers share one codebook, or each "layer" has its own.
+    * `levels`: most centres that "ecsq" and "kmeans" may use.
+    * `coder`: of the indexes: "arithmetic" (adaptive contexts), "huffman", "fixed" length, "fast" (rANS).
+    * `zero`: one centre is exactly 0 (keeps pruned weights pruned).
+    """
+
+    method: Literal["ecsq", "uniform", "kmeans"] = "ecsq"
+    weighted: bool = True
+    scope: Literal["all", "layer"] = "all"
+    levels: int = 64
+    coder: Literal["arithmetic", "huffman", "fixed", "fast"] = "arithmetic"
+    zero: bool = True
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("method", ("ecsq", "uniform", "kmeans")), ("scope", ("all", "layer")),
+                              ("coder", ("arithmetic", "huffman", "fixed", "fast"))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        if not isinstance(self.levels, int) or not 1 <= self.levels <= 1 << 16:
+            raise ConfigError(f"levels={self.levels!r} must be an integer from 1 to 65536")
+
+
+@dataclass(frozen=True)
 class Config:
     """How to encode.
 
-    * `tools`: coding tools that may be used for weights.
+    * `tools`: coding tools for weights: ("scalar",), ("codebook",) or ("raw",); single layers differ by `layers`.
     * `mode`: "small" (adaptive contexts, smallest file) or "fast" (static rANS, decodes at memory speed).
     * `effort`: 1 to 9. 1, 2: no error feedback. 3, 4: feedback on the statistics as measured. From 5 on (the
       default), where the statistics kept samples, a second walk through the network in the order of the
@@ -46,6 +74,7 @@ class Config:
     * `keep_exact`: BatchNorm and every other tensor that is no weight matrix stays bit-exact.
     * `layers`: regular expression (matched against the whole weight name) -> LayerConfig; the first match
       counts.
+    * `codebook`: how the codebook tool works, where it is used.
     """
 
     tools: tuple[str, ...] = ("scalar",)
@@ -53,10 +82,16 @@ class Config:
     effort: int = DEFAULT_EFFORT
     keep_exact: bool = False
     layers: Mapping[str, LayerConfig] = field(default_factory=dict)
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
 
     def __post_init__(self) -> None:
         if isinstance(self.tools, str) or not self.tools or any(tool not in TOOLS for tool in self.tools):
             raise ConfigError(f"tools={self.tools!r} must be a tuple of some of {', '.join(TOOLS)}")
+        if len(set(self.tools) - {"raw"}) > 1:
+            raise ConfigError("one tool at a time: give tools=('scalar',) or tools=('codebook',), and the tool of "
+                              "single layers by layers={regex: LayerConfig(tool=...)}")
+        if not isinstance(self.codebook, CodebookConfig):
+            raise ConfigError(f"codebook must be a CodebookConfig, not {type(self.codebook).__name__}")
         if self.mode not in MODES:
             raise ConfigError(f"mode={self.mode!r} is not one of {', '.join(MODES)}")
         if not isinstance(self.effort, int) or not MIN_EFFORT <= self.effort <= MAX_EFFORT:
@@ -74,7 +109,20 @@ class Config:
         for pattern, layer in self.layers.items():
             if re.fullmatch(pattern, name):
                 return layer
-        return LayerConfig(tool="raw") if "scalar" not in self.tools else LayerConfig()
+        return LayerConfig()
+
+    def tool(self, name: str) -> str:
+        """The coding tool of the weight called `name`."""
+        default = next((tool for tool in self.tools if tool != "raw"), "raw")
+        return self.layer(name).tool or default
+
+    def check_patterns(self, names: Iterable[str]) -> None:
+        """Raise `ConfigError` for a pattern in `layers` that fits none of the weights `names`: a typing error."""
+        known = list(names)
+        for pattern in self.layers:
+            if not any(re.fullmatch(pattern, name) for name in known):
+                raise ConfigError(f"layers[{pattern!r}] fits no weight of this model; its weights are "
+                                  f"{', '.join(known[:8])}{' ...' if len(known) > 8 else ''}")
 
     @property
     def feedback(self) -> bool:

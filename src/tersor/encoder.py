@@ -25,7 +25,7 @@ from .adapters.module import inventory_of_module, load_into, to_torch
 from .allocation import Trial, search
 from .config import Config, make_config
 from .decoder import load
-from .encoding import Encoding, Plan, static_walk
+from .encoding import Encoding, Plan, begin, static_walk
 from .errors import ConfigError, ModelError
 from .limits import Limits
 from .lockstep import Mismatch, Stage, forward, lockstep_walk, prepare
@@ -58,16 +58,22 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
     (measured on another model), `ModelError` (a tensor that cannot be read).
     """
     settings = make_config(config, options)
+    if stats is not None and not isinstance(stats, Statistics):
+        raise ConfigError(f"stats must be a Statistics (tersor.calibrate, Statistics.load), not a "
+                          f"{type(stats).__name__}")
     given = {"bits": bits, "size": size, "snr": snr}
     targets = {name: value for name, value in given.items() if value is not None}
     if len(targets) != 1:
         raise ConfigError(f"give exactly one of bits=, size=, snr=; got {', '.join(targets) or 'none'}")
     (kind, wanted), = targets.items()
-    if not (isinstance(wanted, int | float) and math.isfinite(wanted) and (wanted > 0 or kind == "snr")):
+    is_number = isinstance(wanted, int | float) and not isinstance(wanted, bool)
+    if not (is_number and math.isfinite(wanted) and (wanted > 0 or kind == "snr")):
         raise ConfigError(f"{kind}={wanted!r} must be a finite positive number")
     inventory = _inventory(model)
     if stats is not None:
         stats.check(inventory)
+        if not isinstance(model, nn.Module):
+            inventory = stats.explain(inventory)
     job = _Job(Plan(inventory, stats, settings), model if isinstance(model, nn.Module) else None)
     if kind == "snr":
         return job.to_snr(float(wanted), progress)
@@ -101,6 +107,7 @@ class _Job:
         self.plan, self.model = plan, model
         self.notes: list[str] = []
         self.stage: Stage | None = None
+        self.trials: dict[tuple[bytes, ...], _Trial] = {}
         stats = plan.statistics
         if stats is None:
             self.notes.append("data-free: no statistics were given, so every layer's relative error counts "
@@ -122,13 +129,15 @@ class _Job:
             other += sum(2 * tensors[bn.weight].size for bn in self.plan.batchnorms.values())
             other += sum(tensors[name].nbytes // 2 for name in self.plan.raw)
             saved = CONTEXT_GAIN if self.plan.config.mode == "small" else 1.0
-            start = self._first_guess(max(target - other, 0.0) * 8.0 / weights / saved)
+            bits = max(target - other, 0.0) * 8.0 / weights / saved
+            start = -min(bits, 16.0) if self.plan.shared else self._first_guess(bits)
 
         def encode(log_price: float) -> tuple[float, _Trial]:
             trial = self._encode(log_price)
             return float(len(trial.written.data)), trial
 
-        best = search(encode, target, start, -max(weights, 1) / 16.0, what="size in bytes", progress=progress)
+        slope = -max(weights, 1) / (8.0 if self.plan.shared else 16.0)
+        best = search(encode, target, start, slope, what="size in bytes", progress=progress)
         return self._packed(best)
 
     def to_snr(self, target: float, progress: Callable[[str], None] | None) -> Packed:
@@ -142,26 +151,42 @@ class _Job:
             assert trial.snr is not None
             return trial.snr, trial
 
-        best = _search_snr(encode, target, self._first_guess(target / 6.0), progress)
+        guess = -max(target, 1.0) / 6.0 if self.plan.shared else self._first_guess(target / 6.0)
+        best = _search_snr(encode, target, guess, progress)
         return self._packed(best)
 
     def _encode(self, log_price: float, measure: bool = False) -> _Trial:
-        price = 2.0**log_price
         snr = None
-        encoding = None
+        encoding = self._begin(log_price)
+        done = False
+        same = tuple(code.values.tobytes() for code in encoding.codebooks.values())
+        if same and same in self.trials:
+            return self.trials[same]  # k-means: there are only so many numbers of centres
         if self.corrected and self.model is not None and self.stage is not None:
             try:
-                encoding, y_hat = lockstep_walk(self.plan, price, self.model, self.stage)
+                y_hat = lockstep_walk(encoding, self.model, self.stage)
+                done = True
                 snr = None if y_hat is None else signal_to_noise(self.stage.reference, y_hat)
             except Mismatch as error:
                 self.corrected = False
                 self.notes.append(f"no second walk: {error}")
-        if encoding is None:
-            encoding = static_walk(self.plan, price)
+                encoding = self._begin(log_price)
+        if not done:
+            static_walk(encoding)
         written = write(encoding)
         if snr is None and measure:
             snr = self._measure(written)
-        return _Trial(encoding, written, snr)
+        trial = _Trial(encoding, written, snr)
+        if same:
+            self.trials[same] = trial
+        return trial
+
+    def _begin(self, x: float) -> Encoding:
+        """An encoding at a point of the search: log2 lambda, or minus the entropy in bits/weight of shared values,
+        from which lambda then follows."""
+        if self.plan.shared:
+            return begin(self.plan, 1.0, max(-x, 1e-3))
+        return begin(self.plan, 2.0**x)
 
     def _measure(self, written: Written) -> float:
         """Signal-to-noise ratio of the restored model on the samples, by really decoding."""
@@ -174,7 +199,7 @@ class _Job:
         trial = best.result
         if trial.snr is None and self.model is not None and self.stage is not None:
             trial.snr = self._measure(trial.written)
-        return Packed(trial.written.data, self.plan.inventory.parameters, 2.0**best.log_price, trial.snr,
+        return Packed(trial.written.data, self.plan.inventory.parameters, trial.encoding.price, trial.snr,
                       trial.written.weight_bytes, self.notes)
 
     def _first_guess(self, bits: float) -> float:

@@ -20,14 +20,18 @@ from .bitstream.dtypes import FLOATS, name_of
 from .config import Config
 from .statistics import Statistics
 from .synthesis.batchnorm import BatchNormCode
+from .synthesis.codebook import CodebookCode
 from .synthesis.rounding import to_dtype
 from .synthesis.scalar import ScalarCode
 from .synthesis.vector import VectorCode
 from .tools import affine, scalar
+from .tools.clusters import Clusters
 from .tools.metric import Matrix
+from .tools.shared import encode_together
 from .tools.target import (
     LayerTarget,
     elementwise_target,
+    from_matrix,
     mean_sensitivity,
     measured_target,
     to_matrix,
@@ -50,19 +54,24 @@ class Plan:
     vectors: list[str] = field(default_factory=list)
     raw: list[str] = field(default_factory=list)
     absorb: dict[str, str] = field(default_factory=dict)
+    shared: list[str] = field(default_factory=list)  # of the layers: those of the codebook tool
+    memory: dict[tuple[str, ...], dict[int, Clusters]] = field(default_factory=dict)  # see `shared.cluster`
 
     def __post_init__(self) -> None:
         inventory, config = self.inventory, self.config
+        config.check_patterns(name for name, array in inventory.tensors.items() if array.ndim >= 2)
         for layer in inventory.layers:
             array = inventory.tensors[layer.name]
             usable = _is_lossy(array) and layer.name not in inventory.exact and array.size >= SMALLEST_LAYER
-            if usable and config.layer(layer.name).tool != "raw":
+            if usable and config.tool(layer.name) != "raw":
                 self.layers[layer.name] = layer
+        self.shared = [name for name in inventory.tensors if name in self.layers and config.tool(name) == "codebook"]
         if not config.keep_exact:
             for bn in inventory.batchnorms:
                 if all(_is_lossy(inventory.tensors[name]) and name not in inventory.exact for name in bn.names) \
                         and _is_plain(inventory, bn):
                     self.batchnorms[bn.prefix] = bn
+            self._keep_orderly()
         taken = {name for bn in self.batchnorms.values() for name in bn.names} | set(self.layers)
         normed = {name for bn in inventory.batchnorms for name in bn.names}
         for name, array in inventory.tensors.items():
@@ -71,11 +80,21 @@ class Plan:
             # A variance on a uniform grid could become zero: BatchNorms that are not plain stay as they are.
             small = _is_lossy(array) and name not in inventory.exact and not config.keep_exact \
                 and name not in normed
-            wanted_raw = config.layer(name).tool == "raw" if array.ndim >= 2 else False
+            wanted_raw = config.tool(name) == "raw" if array.ndim >= 2 else False
             (self.vectors if small and not wanted_raw else self.raw).append(name)
         if self.statistics is not None:
             self.absorb = {name: prefix for name, prefix in self.statistics.graph.absorb.items()
                            if name in self.layers and prefix in self.batchnorms}
+
+    def _keep_orderly(self) -> None:
+        """Only BatchNorms whose four tensors come one after the other, in the order of their payload."""
+        owner = {name: bn.prefix for bn in self.batchnorms.values() for name in bn.names}
+        sequence = [name for name in self.inventory.tensors if name in owner]
+        place = {name: i for i, name in enumerate(sequence)}
+        for bn in list(self.batchnorms.values()):
+            first = place[bn.weight]
+            if sequence[first : first + 4] != list(bn.names):
+                del self.batchnorms[bn.prefix]
 
     def bias_of(self, name: str) -> str | None:
         """The key of a layer's own bias, where it is quantised and can take up a mean error."""
@@ -97,6 +116,16 @@ class Plan:
                 return elementwise_target(layer, tensor, sensitivity, weight)
             return unmeasured_target(layer, tensor, weight * self._typical)
         return measured_target(layer, tensor, measured, self.is_centred(name), name in self.absorb, weight)
+
+    def elementwise(self, name: str) -> npt.NDArray[np.floating] | None:
+        """The logit Gauss-Newton diagonal h of a weight, in its shape: G_ii A_jj where both are known."""
+        measured = self.statistics.layers.get(name) if self.statistics else None
+        if measured is None:
+            return self.statistics.vector_sensitivity.get(name) if self.statistics else None
+        target = self.target(name)
+        a, g = ([np.diag(part) if part.ndim == 2 else part for part in side] for side in (target.A, target.G))
+        h = np.stack([np.outer(rows, columns) for rows, columns in zip(g, a, strict=True)])
+        return np.asarray(from_matrix(h, target.layer, target.shape), dtype=np.float64)
 
     def sensitivity(self, name: str) -> npt.NDArray[np.floating] | None:
         """What calibration says of a tensor's elements (or of their mean [1], for a small layer); None if nothing."""
@@ -125,30 +154,59 @@ class Encoding:
     scalars: dict[str, ScalarCode] = field(default_factory=dict)
     batchnorms: dict[str, BatchNormCode] = field(default_factory=dict)
     vectors: dict[str, VectorCode] = field(default_factory=dict)
+    codebooks: dict[tuple[str, ...], CodebookCode] = field(default_factory=dict)
+    shared: dict[str, Array] = field(default_factory=dict)  # restored tensors of the codebook tool
+    fitted: set[str] = field(default_factory=set)  # layers that a walk has visited
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing is left for `complete`."""
         plan = self.plan
         return all(len(done) == len(wanted) for done, wanted in (
-            (self.scalars, plan.layers), (self.batchnorms, plan.batchnorms), (self.vectors, plan.vectors)))
+            ((*self.scalars, *self.shared), plan.layers), (self.batchnorms, plan.batchnorms),
+            (self.vectors, plan.vectors)))
 
     def encode_layer(self, target: LayerTarget) -> Array:
-        """Quantise a layer; returns the tensor as it will be restored."""
+        """Quantise a layer (one of the codebook tool is so already); returns the tensor as it will be restored."""
+        self.fitted.add(target.name)
+        if target.name in self.shared:
+            return self.shared[target.name]
         config = self.plan.config
         options = scalar.ScalarOptions(feedback=config.feedback)
         code, _ = scalar.encode(target, self.price, options)
         self.scalars[target.name] = code
         return self.restored(target.name)
 
+    def encode_shared(self, bits: float) -> None:
+        """Quantise the layers of the codebook tool to an entropy of `bits` bits/weight; their slope becomes `price`."""
+        plan, config = self.plan, self.plan.config.codebook
+        names = plan.shared
+        if not names:
+            return
+        tensors = plan.inventory.tensors
+        sensitivity = {name: h for name in names if (h := plan.elementwise(name)) is not None}
+        groups = [tuple(names)] if config.scope == "all" else [(name,) for name in names]
+        cost = weights = 0.0
+        for group in groups:
+            code, mean = encode_together(tensors, sensitivity, group, bits, config, plan.memory.setdefault(group, {}))
+            self.codebooks[group] = code
+            restored = code.tensors([tensors[name].shape for name in group])
+            for name, tensor in zip(group, restored, strict=True):
+                self.shared[name] = to_dtype(tensor.astype(np.float64), name_of(tensors[name].dtype), name)
+                cost, weights = cost + mean * tensor.size, weights + tensor.size
+        # A quantiser of D = h s^2 / 12 per weight has the slope -dD/dR = 2 ln 2 D.
+        self.price = max(2.0 * np.log(2.0) * cost / weights, 1e-300)
+
     def restored(self, name: str) -> Array:
         """A quantised weight tensor as a decoder gives it back."""
+        if name in self.shared:
+            return self.shared[name]
         array = self.plan.inventory.tensors[name]
         tensor = self.scalars[name].tensor(array.shape)
         return to_dtype(tensor.astype(np.float64), name_of(array.dtype), name)
 
     def encode_batchnorm(self, prefix: str, scale: Matrix, mean_in: Matrix, mean_out: Matrix) -> BatchNormCode:
-        """Quantise y = a z + b: scales `scale` [C]; the shifts make the mean output `mean_out` for mean input `mean_in`.
+        """Quantise y = a z + b: scales `scale` [C], and shifts that map the mean input `mean_in` to `mean_out`.
 
         So the rounding of the scale costs no mean error.
         """
@@ -162,8 +220,8 @@ class Encoding:
             shift_sensitivity = measured.shift_sensitivity.astype(np.float64)
         index, sign, resolution = affine.quantize_scale(scale, relative, self.price)
         known = BatchNormCode(index, sign, resolution, np.zeros(0, np.int64), 0, bn.eps).scale()
-        code = affine.batchnorm_code((index, sign, resolution), mean_out - known * mean_in, shift_sensitivity, self.price,
-                                     bn.eps)
+        code = affine.batchnorm_code((index, sign, resolution), mean_out - known * mean_in, shift_sensitivity,
+                                     self.price, bn.eps)
         self.batchnorms[prefix] = code
         return code
 
@@ -179,7 +237,7 @@ class Encoding:
         """Encode, as calibration measured it, everything that a walk has not visited."""
         plan = self.plan
         for name in plan.layers:
-            if name not in self.scalars:
+            if name not in self.fitted:
                 self._encode_alone(name)
         for prefix, bn in plan.batchnorms.items():
             if prefix not in self.batchnorms:
@@ -222,11 +280,13 @@ class Encoding:
     def _absorb_blindly(self, name: str, prefix: str, target: LayerTarget) -> None:
         """A transposed convolution without a second walk: its BatchNorm takes up the steps, no more."""
         plan = self.plan
-        steps = scalar.choose_steps(target, self.price)
         scale, shift = affine_of(plan.inventory, plan.batchnorms[prefix])
+        absorbed = np.ones_like(scale)
+        if name not in self.shared:
+            absorbed = target.by_channel(scalar.choose_steps(target, self.price).absorbed)
         bias = plan.layers[name].bias
         own = plan.inventory.tensors[bias].astype(np.float64) if bias is not None else 0.0
-        self.encode_batchnorm(prefix, scale * target.by_channel(steps.absorbed), np.zeros_like(scale), shift + scale * own)
+        self.encode_batchnorm(prefix, scale * absorbed, np.zeros_like(scale), shift + scale * own)
         if bias in plan.vectors:
             self.encode_vector(bias, np.zeros_like(own))
 
@@ -245,9 +305,18 @@ def rescale(before: Matrix, after: Matrix) -> Matrix:
     return np.asarray(ratio)
 
 
-def static_walk(plan: Plan, price: float) -> Encoding:
+def begin(plan: Plan, price: float, bits: float | None = None) -> Encoding:
+    """An encoding at lambda = `price`, with the layers of the codebook tool done at `bits` bits/weight of entropy
+    (all together, so before any walk); lambda of all else then follows from theirs."""
+    encoding = Encoding(plan, price)
+    if bits is not None:
+        encoding.encode_shared(bits)
+    return encoding
+
+
+def static_walk(encoding: Encoding) -> Encoding:
     """All layers, each for itself."""
-    return Encoding(plan, price).complete()
+    return encoding.complete()
 
 
 def _output_energy(w: Matrix, a: npt.NDArray[np.floating]) -> Matrix:

@@ -28,7 +28,7 @@ from .adapters.lockstep import CallCounter, Recipe
 from .adapters.module import to_torch
 from .adapters.trace import trace_with_recipes
 from .calibration.patches import Geometry, at_positions, groups_of_call, to_matrix, windows
-from .encoding import Encoding, Plan, affine_of, rescale
+from .encoding import Encoding, affine_of, rescale
 from .statistics import Statistics
 from .tools.metric import Matrix
 from .tools.target import LayerTarget
@@ -78,15 +78,14 @@ def prepare(statistics: Statistics, model: nn.Module, inventory: Inventory) -> S
         return Stage(chosen, recipes, forward(model, chosen))
 
 
-def lockstep_walk(plan: Plan, price: float, model: nn.Module, stage: Stage) -> tuple[Encoding, Tensor | None]:
-    """Encode `model` at lambda = `price`; returns the encoding and the compressed network's outputs on the samples.
+def lockstep_walk(encoding: Encoding, model: nn.Module, stage: Stage) -> Tensor | None:
+    """Complete an encoding that `encoding.begin` made; returns the compressed network's outputs on the samples.
 
     The outputs are None where tensors were encoded that the walk does not follow (LayerNorm, layers inside fused
     attention): restore the file to know them.
     Raises `Mismatch` for a model whose batch axis is not the first or whose samples depend on each other: the
-    caller then takes `static_walk`.
+    caller then begins again and takes `static_walk`.
     """
-    encoding = Encoding(plan, price)
     half = len(stage.reference)
     with undisturbed(model), torch.no_grad():
         doubled = _map(stage.samples, lambda t: torch.cat([t, t]))
@@ -105,7 +104,8 @@ def lockstep_walk(plan: Plan, price: float, model: nn.Module, stage: Stage) -> t
     if not torch.allclose(stage.reference, y[:half], rtol=1e-2, atol=close):
         raise Mismatch("the original network's outputs changed when run beside the compressed one")
     seen = encoding.is_complete
-    return encoding.complete(), y[half:] if seen else None
+    encoding.complete()
+    return y[half:] if seen else None
 
 
 def forward(model: nn.Module, samples: Samples, batch: int = 64) -> Tensor:
@@ -200,7 +200,8 @@ class _Lockstep(CallCounter):
             over = [i for i in range(z.ndim) if i != axis]
             wanted = (z.double().mean(over) - z_hat.double().mean(over)).numpy()
             # Before a BatchNorm a shift is no one's: the BatchNorm has it.
-            array = self.encoding.encode_vector(bias_name, np.zeros_like(wanted) if name in self.plan.absorb else wanted)
+            wanted = np.zeros_like(wanted) if name in self.plan.absorb else wanted
+            array = self.encoding.encode_vector(bias_name, wanted)
             shape = [-1 if i == axis else 1 for i in range(z.ndim)]
             return torch.cat([z, z_hat + self._to_torch(array, bias).reshape(shape)])
         if bias_name is not None and bias_name in self.encoding.vectors:
@@ -228,7 +229,8 @@ class _Lockstep(CallCounter):
         """The layer's target, corrected where that can be measured."""
         target = self.plan.target(name)
         measured = self.statistics.layers.get(name)
-        if measured is None or target.A.ndim == 2 or target.W.shape[2] > LARGEST or target.layer.kind == "embedding":
+        if measured is None or target.A.ndim == 2 or target.W.shape[2] > LARGEST \
+                or target.layer.kind == "embedding" or name in self.encoding.shared:
             return target
         shortcut = self._shortcut(name, z)
         moments = self._moments(target, func, args, kwargs, x, z, shortcut)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from .adapters.inventory import Graph, Inventory
+from .adapters.inventory import BatchNormLayer, Graph, Inventory, WeightLayer
 from .bitstream.atomic import atomic_write
 from .errors import StatisticsError
 
@@ -72,6 +72,8 @@ class Statistics:
       [keep, ...] (or a dict of them for models called with keywords), in the dtype given; None if not kept.
     * `digests`: name -> SHA-256 of each floating tensor of the model that was measured.
     * `images`, `vectors`, `seed`: how it was measured.
+    * `weights`, `affine`: the layers and BatchNorms that were found, so that the same model as a bare state dict,
+      which does not say what its tensors are, is read rightly.
     """
 
     layers: dict[str, LayerStatistics]
@@ -85,6 +87,16 @@ class Statistics:
     vectors: int = 1
     seed: int = 0
     metadata: dict[str, str] = field(default_factory=dict)
+    weights: tuple[WeightLayer, ...] = ()
+    affine: tuple[BatchNormLayer, ...] = ()
+
+    def explain(self, inventory: Inventory) -> Inventory:
+        """The inventory with what calibration knows of its layers (kinds, groups, biases) and its BatchNorms."""
+        known = {layer.name: layer for layer in self.weights}
+        layers = [known.get(layer.name, layer) for layer in inventory.layers]
+        batchnorms = inventory.batchnorms or [bn for bn in self.affine if inventory.tensors.keys() >= set(bn.names)]
+        exact = inventory.exact - {name for bn in batchnorms for name in bn.names}
+        return replace(inventory, layers=layers, batchnorms=list(batchnorms), exact=exact)
 
     @property
     def fingerprint(self) -> str:
@@ -121,6 +133,8 @@ class Statistics:
             "fingerprint": self.fingerprint, "metadata": self.metadata,
             "layers": {name: [layer.positions, layer.images] for name, layer in self.layers.items()},
             "batchnorms": list(self.batchnorms),
+            "weights": [asdict(layer) for layer in self.weights],
+            "affine": [asdict(bn) for bn in self.affine],
             "samples": {key: dtype for key, (_, dtype) in samples.items()},
             "samples_are": "dict" if isinstance(self.samples, dict) else "tensor",
         }
@@ -169,7 +183,9 @@ def _assemble(described: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any
                             if key.startswith("vector/")},
         unused=described["unused"], graph=Graph(**graph), digests=described["digests"],
         samples=_unpack_samples(described, arrays), images=described["images"],
-        vectors=described["vectors"], seed=described["seed"], metadata=described["metadata"])
+        vectors=described["vectors"], seed=described["seed"], metadata=described["metadata"],
+        weights=tuple(WeightLayer(**layer) for layer in described.get("weights", ())),
+        affine=tuple(BatchNormLayer(**bn) for bn in described.get("affine", ())))
 
 
 def _pack_samples(samples: Any) -> dict[str, tuple[npt.NDArray[Any], str]]:

@@ -10,10 +10,10 @@ from .bitstream.dtypes import name_of
 from .bitstream.manifest import TensorRecord
 from .decoder import TIED
 from .encoding import Encoding
-from .synthesis import batchnorm, raw, scalar, vector
+from .synthesis import batchnorm, codebook, raw, scalar, vector
 from .synthesis.scalar import FAST, SMALL, ScalarCode
 
-RAW, SCALAR, BATCHNORM, VECTOR = range(4)
+RAW, SCALAR, BATCHNORM, VECTOR, CODEBOOK = range(5)
 """Tool numbers in the file; see `tersor.decoder`."""
 
 GROUP = 1 << 20
@@ -36,6 +36,7 @@ def write(encoding: Encoding) -> Written:
     plan = encoding.plan
     inventory = plan.inventory
     mode = FAST if plan.config.mode == "fast" else SMALL
+    position = {name: i for i, name in enumerate(inventory.names)}
     home: dict[str, int] = {}
     sections: list[tuple[int, bytes]] = []
     weight_bytes = 0
@@ -51,18 +52,20 @@ def write(encoding: Encoding) -> Written:
         payload, streams = scalar.encode_counted(codes, shapes, mode, _rows_per_part(codes))
         weight_bytes += streams
         add(SCALAR, group, payload)
-    by_weight = {bn.weight: bn for bn in plan.batchnorms.values()}
-    order = [bn for name in inventory.tensors if (bn := by_weight.get(name)) is not None]
-    # The payload takes a BatchNorm's four tensors in manifest order, and BatchNorms one after the other.
-    plain = [bn for bn in order if _in_order(list(inventory.tensors), bn.names)]
-    for one in ([plain] if plain else []):
-        add(BATCHNORM, [name for bn in one for name in bn.names],
-            batchnorm.encode([encoding.batchnorms[bn.prefix] for bn in one]))
+    for names, code in encoding.codebooks.items():
+        shapes = [inventory.tensors[name].shape for name in names]
+        payload, streams = codebook.encode(code, shapes, plan.config.codebook.coder)
+        weight_bytes += streams
+        add(CODEBOOK, names, payload)
+    if plan.batchnorms:
+        # The payload takes the four tensors of each BatchNorm in manifest order; Plan has seen to that.
+        ordered = sorted(plan.batchnorms.values(), key=lambda bn: position[bn.weight])
+        add(BATCHNORM, [name for bn in ordered for name in bn.names],
+            batchnorm.encode([encoding.batchnorms[bn.prefix] for bn in ordered]))
     if plan.vectors:
         add(VECTOR, plan.vectors, vector.encode([encoding.vectors[name] for name in plan.vectors]))
     if plan.raw:
         add(RAW, plan.raw, raw.encode([inventory.tensors[name] for name in plan.raw]))
-    position = {name: i for i, name in enumerate(inventory.names)}
     records = []
     for name in inventory.names:
         source = inventory.aliases.get(name)
@@ -75,11 +78,6 @@ def write(encoding: Encoding) -> Written:
         metadata[TIED] = "1"
     data = container.to_bytes(records, sections, parameters=inventory.parameters, metadata=metadata)
     return Written(data, weight_bytes)
-
-
-def _in_order(names: Sequence[str], four: Sequence[str]) -> bool:
-    places = [names.index(name) for name in four]
-    return places == sorted(places)
 
 
 def _groups(names: Sequence[str], encoding: Encoding) -> Iterator[list[str]]:

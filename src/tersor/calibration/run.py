@@ -81,7 +81,8 @@ class Run:
             batchnorms={name: sums.result(images, vectors) for name, sums in self.batchnorms.items()},
             vector_sensitivity=vector, unused=[name for name in others if name not in self.reached],
             graph=self.graph, samples=samples, digests=found, images=images, vectors=vectors,
-            seed=self.options.seed)
+            seed=self.options.seed, weights=tuple(self.inventory.layers),
+            affine=tuple(self.inventory.batchnorms))
 
     def _output(self, result: Any, images: int) -> Tensor:
         """The tensor to differentiate."""

@@ -48,7 +48,8 @@ def quantize_vector(values: npt.NDArray[np.floating], sensitivity: npt.NDArray[n
     return VectorCode(np.rint(x / float(grid.value(step_index))).astype(np.int64), step_index)
 
 
-def quantize_scale(scale: Matrix, relative_sensitivity: Matrix | None, price: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8], int]:
+def quantize_scale(scale: Matrix, relative_sensitivity: Matrix | None,
+                   price: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8], int]:
     """BatchNorm scales a [C] on the logarithmic grid: (index, sign, resolution).
 
     relative_sensitivity: float64 [C], cost of the square of a *relative* error, h a^2. The resolution j, 2^j points

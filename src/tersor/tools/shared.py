@@ -1,0 +1,74 @@
+"""Shared values for many layers at once: the three methods of "Towards the limit of network quantization"
+(Choi, El-Khamy, Lee, ICLR 2017) at a given entropy.
+
+The paper quantises all layers together, with one codebook; `scope="layer"` gives each layer its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import CodebookConfig
+from ..synthesis.codebook import CodebookCode
+from .clusters import Clusters
+from .ecsq import ecsq_at_entropy
+from .kmeans import kmeans
+from .uniform import step_for_entropy, uniform
+
+Array = npt.NDArray[np.generic]
+
+
+def cluster(w: npt.NDArray[np.floating], h: npt.NDArray[np.floating] | None, bits: float,
+            config: CodebookConfig, memory: dict[int, Clusters] | None = None) -> Clusters:
+    """Clusters of flat weights whose entropy is at most `bits` per weight, by the configured method.
+
+    "kmeans" takes the largest number of centres, up to `config.levels`, whose entropy (for the fixed-length
+    coder: log2 of their number) does not exceed `bits`; the other two meet `bits` closely. `memory` keeps
+    what k-means found for each k on these very weights.
+    """
+    if config.method == "uniform":
+        return uniform(w, h, step_for_entropy(w, bits), zero=config.zero)
+    if config.method == "ecsq":
+        return ecsq_at_entropy(w, h, config.levels, bits, zero=config.zero)
+    memory = {} if memory is None else memory
+
+    def centres(k: int) -> Clusters:
+        if k not in memory:
+            memory[k] = kmeans(w, h, k, zero=config.zero)
+        return memory[k]
+
+    fewest, most = 1, config.levels
+    best = centres(1)
+    while fewest < most:
+        k = (fewest + most + 1) // 2
+        found = centres(k)
+        spent = float(np.ceil(np.log2(max(found.values.size, 1)))) if config.coder == "fixed" else found.entropy
+        if spent <= bits:
+            fewest, best = k, found
+        else:
+            most = k - 1
+    return best
+
+
+def encode_together(tensors: Mapping[str, Array], sensitivity: Mapping[str, npt.NDArray[np.floating]],
+                    names: Sequence[str], bits: float, config: CodebookConfig,
+                    memory: dict[int, Clusters] | None = None) -> tuple[CodebookCode, float]:
+    """One codebook for the tensors called `names`, and its mean cost sum h (w - c)^2 / weights.
+
+    sensitivity: name -> h >= 0 of the tensor's shape; a name that is missing counts 1 everywhere. A weight of
+    sensitivity 0 still counts a little, so that its cluster has a mean.
+    """
+    flats = [np.asarray(tensors[name], dtype=np.float64).ravel() for name in names]
+    w = np.concatenate(flats)
+    h = np.concatenate([np.asarray(sensitivity[name], dtype=np.float64).ravel() if name in sensitivity
+                        else np.ones(flat.size) for name, flat in zip(names, flats, strict=True)])
+    mean = float(h.mean())
+    h = h + 1e-6 * mean if mean > 0 else np.ones_like(h)
+    found = cluster(w, h if config.weighted else None, bits, config, memory)
+    ends = np.cumsum([flat.size for flat in flats])[:-1]
+    rows = [len(tensors[name]) for name in names]
+    indexes = [part.reshape(row, -1) for part, row in zip(np.split(found.index, ends), rows, strict=True)]
+    return CodebookCode.of(found.values, indexes), found.distortion(w, h) / w.size
