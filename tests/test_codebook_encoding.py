@@ -115,3 +115,17 @@ def test_statistics_explain_a_bare_state_dict() -> None:
     reference = model(x).detach()
     tersor.restore(from_state.data, into=model)
     assert (model(x).detach() - reference).square().mean() < 0.01 * reference.var()
+
+
+def test_given_sensitivities_decide_where_the_precision_goes() -> None:
+    rng = np.random.default_rng(2)
+    weight = rng.normal(size=(64, 64)).astype(np.float32)
+    loud = np.where(weight > 0, 100.0, 1e-3)
+    errors = {}
+    for name, h in (("even", np.ones_like(loud)), ("loud", loud)):
+        packed = tersor.compress({"a.weight": weight}, None, bits=3.0, tools=("codebook",), sensitivity={"a.weight": h})
+        with packed.load() as file:
+            errors[name] = np.square(file["a.weight"] - weight)[weight > 0].mean()
+    assert errors["loud"] < 0.5 * errors["even"]
+    with pytest.raises(ConfigError, match="shape"):
+        tersor.compress({"a.weight": weight}, None, bits=3.0, tools=("codebook",), sensitivity={"a.weight": loud[:3]})

@@ -42,6 +42,7 @@ Model = nn.Module | Inventory | Mapping[str, Any] | str | os.PathLike[str]
 
 def compress(model: Model, stats: Statistics | None = None, *, bits: float | None = None,
              size: int | None = None, snr: float | None = None, config: Config | None = None,
+             sensitivity: Mapping[str, Any] | None = None,
              progress: Callable[[str], None] | None = None, **options: Any) -> Packed:
     """Compress a model to exactly one of three targets.
 
@@ -52,6 +53,8 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
       never exceeded. `snr`: signal-to-noise ratio at the model's output in dB on the calibration samples, at
       least this and at most 1% more; needs an nn.Module and statistics with samples.
     * `config`, and any field of `Config` as a keyword: tools, mode, effort, keep_exact, layers.
+    * `sensitivity`: weight name -> array of its shape, >= 0 (see `tersor.diagonals`): the weights h of the codebook
+      tool in place of what `stats` say. Layers that are missing count as the others do on average.
     * `progress`: called with a line of text after each trial encoding.
 
     Raises `ConfigError` (options), `TargetError` (out of reach; says what is reachable), `StatisticsError`
@@ -74,7 +77,7 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
         stats.check(inventory)
         if not isinstance(model, nn.Module):
             inventory = stats.explain(inventory)
-    job = _Job(Plan(inventory, stats, settings), model if isinstance(model, nn.Module) else None)
+    job = _Job(Plan(inventory, stats, settings, _diagonals(sensitivity, inventory)), model if isinstance(model, nn.Module) else None)
     if kind == "snr":
         return job.to_snr(float(wanted), progress)
     target = float(wanted) if kind == "size" else wanted * inventory.parameters / 8.0
@@ -263,6 +266,21 @@ def _search_snr(encode: Callable[[float], tuple[float, _Trial]], target: float, 
     found = search(mirrored, -target, -start, -3.0, what="signal-to-noise ratio in dB", sign=-1.0,
                    progress=progress)
     return Trial(-found.log_price, -found.value, found.result)
+
+
+def _diagonals(given: Mapping[str, Any] | None, inventory: Inventory) -> dict[str, Any]:
+    """Sensitivities as arrays, each checked against its weight."""
+    checked = {}
+    for name, value in (given or {}).items():
+        array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
+        if name not in inventory.tensors:
+            continue  # biases and whatever else a diagonal was measured for
+        if array.shape != inventory.tensors[name].shape:
+            raise ConfigError(f"sensitivity[{name!r}] has shape {array.shape}, the weight {inventory.tensors[name].shape}")
+        if not (np.isfinite(array).all() and (array >= 0).all()):
+            raise ConfigError(f"sensitivity[{name!r}] must be finite and not negative; see tersor.diagonals.usable")
+        checked[name] = array
+    return checked
 
 
 def _inventory(model: Model) -> Inventory:

@@ -49,6 +49,7 @@ class Plan:
     inventory: Inventory
     statistics: Statistics | None
     config: Config
+    diagonals: dict[str, npt.NDArray[Any]] = field(default_factory=dict)  # given by the user
     layers: dict[str, WeightLayer] = field(default_factory=dict)
     batchnorms: dict[str, BatchNormLayer] = field(default_factory=dict)
     vectors: list[str] = field(default_factory=list)
@@ -118,7 +119,9 @@ class Plan:
         return measured_target(layer, tensor, measured, self.is_centred(name), name in self.absorb, weight)
 
     def elementwise(self, name: str) -> npt.NDArray[np.floating] | None:
-        """The logit Gauss-Newton diagonal h of a weight, in its shape: G_ii A_jj where both are known."""
+        """h of a weight, in its shape: as given by the user, else the logit Gauss-Newton diagonal, G_ii A_jj."""
+        if self.diagonals:
+            return self.diagonals.get(name)
         measured = self.statistics.layers.get(name) if self.statistics else None
         if measured is None:
             return self.statistics.vector_sensitivity.get(name) if self.statistics else None

@@ -58,13 +58,15 @@ def encode_together(tensors: Mapping[str, Array], sensitivity: Mapping[str, npt.
                     memory: dict[int, Clusters] | None = None) -> tuple[CodebookCode, float]:
     """One codebook for the tensors called `names`, and its mean cost sum h (w - c)^2 / weights.
 
-    sensitivity: name -> h >= 0 of the tensor's shape; a name that is missing counts 1 everywhere. A weight of
+    sensitivity: name -> h >= 0 of the tensor's shape; a name that is missing counts the mean of the others. A weight of
     sensitivity 0 still counts a little, so that its cluster has a mean.
     """
     flats = [np.asarray(tensors[name], dtype=np.float64).ravel() for name in names]
     w = np.concatenate(flats)
+    known = [np.asarray(sensitivity[name], dtype=np.float64).ravel() for name in names if name in sensitivity]
+    typical = float(np.concatenate(known).mean()) if known else 1.0
     h = np.concatenate([np.asarray(sensitivity[name], dtype=np.float64).ravel() if name in sensitivity
-                        else np.ones(flat.size) for name, flat in zip(names, flats, strict=True)])
+                        else np.full(flat.size, typical) for name, flat in zip(names, flats, strict=True)])
     mean = float(h.mean())
     h = h + 1e-6 * mean if mean > 0 else np.ones_like(h)
     found = cluster(w, h if config.weighted else None, bits, config, memory)
