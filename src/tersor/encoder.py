@@ -77,7 +77,8 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
         stats.check(inventory)
         if not isinstance(model, nn.Module):
             inventory = stats.explain(inventory)
-    job = _Job(Plan(inventory, stats, settings, _diagonals(sensitivity, inventory)), model if isinstance(model, nn.Module) else None)
+    plan = Plan(inventory, stats, settings, _diagonals(sensitivity, inventory))
+    job = _Job(plan, model if isinstance(model, nn.Module) else None)
     if kind == "snr":
         return job.to_snr(float(wanted), progress)
     target = float(wanted) if kind == "size" else wanted * inventory.parameters / 8.0
@@ -276,7 +277,8 @@ def _diagonals(given: Mapping[str, Any] | None, inventory: Inventory) -> dict[st
         if name not in inventory.tensors:
             continue  # biases and whatever else a diagonal was measured for
         if array.shape != inventory.tensors[name].shape:
-            raise ConfigError(f"sensitivity[{name!r}] has shape {array.shape}, the weight {inventory.tensors[name].shape}")
+            raise ConfigError(f"sensitivity[{name!r}] has shape {array.shape}, the weight has "
+                              f"{inventory.tensors[name].shape}")
         if not (np.isfinite(array).all() and (array >= 0).all()):
             raise ConfigError(f"sensitivity[{name!r}] must be finite and not negative; see tersor.diagonals.usable")
         checked[name] = array
