@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
 
 import lnq_lenet5  # noqa: E402
+import lnq_resnet32  # noqa: E402
 import lnq_table1  # noqa: E402
 import networks  # noqa: E402
 from rate_training import RoundedNetwork, file_of  # noqa: E402
@@ -94,12 +96,38 @@ def test_stages_run_and_repeat() -> None:
 def test_the_table_names_every_method() -> None:
     row = lnq_table1.Row("uniform", "2 bits", 0.99, 0.001, 0.001, 0.03, 0.99, 178.0, 9675, 178.2, 1.0)
     text = lnq_table1.document({"lenet5": [row]})
-    assert (
-        "| uniform | 2 bits | 99.00% | +0.10% ± 0.10% | 178.00x | 178.20x | 9,675 | 99.28, 51.25x |" in text
-    )
+    assert "| uniform | 2 bits | 99.00% | +0.10% ± 0.10% | 178.00x | 178.20x | 9,675 | 99.28, 51.25x |" in text
     assert "40.65x" in text and "Open:" in text
 
 
 def test_distance_without_a_teacher_is_the_cross_entropy() -> None:
     output, labels = torch.randn(6, 10), torch.arange(6)
     assert torch.equal(lnq_lenet5.distance(output, labels, None), F.cross_entropy(output, labels))
+
+
+def test_resnet32_as_integers_and_back() -> None:
+    model = networks.CifarResNet(32)
+    tersor.restore(ROOT / "examples" / "zoo" / "resnet32.tersor", into=model)
+    before = {name: tensor.clone() for name, tensor in model.eval().state_dict().items()}
+    rounded = lnq_resnet32.integers_of(model, copy.deepcopy(model))
+    for name, weight in rounded.weights().items():
+        torch.testing.assert_close(weight.detach(), before[name], rtol=1e-6, atol=0)
+    restored = tersor.restore(file_of(rounded), into=networks.CifarResNet(32)).state_dict()
+    for name, tensor in before.items():
+        torch.testing.assert_close(restored[name], tensor, rtol=0.01, atol=0.05)
+
+
+def test_one_step_of_distillation() -> None:
+    torch.manual_seed(0)
+    teacher = networks.CifarResNet(8).eval()
+    student = copy.deepcopy(teacher)
+    names = [name for name, p in student.named_parameters() if p.ndim > 1]
+    latents = {name: student.get_parameter(name).detach() * 20 for name in names}
+    rounded = RoundedNetwork(student, latents, dict.fromkeys(names, 0.05), train_steps=False)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    images = lnq_resnet32.Images(pixels, pixels[:20], 0)
+    assert images.batch().shape == (64, 3, 32, 32)
+    before = [x.detach().clone() for x in rounded.x]
+    lnq_resnet32.train(rounded, teacher, images, 2, 1.0)
+    assert not all(torch.equal(a, b) for a, b in zip(before, rounded.x, strict=True))
+    assert len(file_of(rounded)) > 1000
