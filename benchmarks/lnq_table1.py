@@ -332,6 +332,11 @@ def document(results: dict[str, list[Row]]) -> str:
         "everything in it.",
         "Accuracy of the restored file; its change on the same images with the paired standard error.",
         "",
+        "*tersor's best* is the network's file in examples/zoo, made by examples/lnq_lenet5.py and",
+        "examples/lnq_resnet32.py (or earlier forms of them that took the same steps with other random numbers):",
+        "weights trained as integers with a price per bit, adaptive arithmetic coding. It ends with the same held-out",
+        "rule as the other rows, but is trained for longer than they are fine-tuned.",
+        "",
     ]
     for name, rows in results.items():
         lines += [
