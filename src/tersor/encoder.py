@@ -50,8 +50,9 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
       `Inventory`.
     * `stats`: from `tersor.calibrate` on this very model; None for data-free compression.
     * `bits`: bits/weight, 8 * file bytes / parameters. `size`: bytes of the file. Both are met within 1% and
-      never exceeded. `snr`: signal-to-noise ratio at the model's output in dB on the calibration samples, at
-      least this and at most 1% more; needs an nn.Module and statistics with samples.
+      never exceeded (shared values, of which there are only so many, may leave a few per cent).
+    * `snr`: signal-to-noise ratio at the model's output in dB on the calibration samples, at least this and at
+      most 1% more; needs an nn.Module and statistics with samples.
     * `config`, and any field of `Config` as a keyword: tools, mode, effort, keep_exact, layers.
     * `sensitivity`: weight name -> array of its shape, >= 0 (see `tersor.diagonals`): the weights h of the codebook
       tool in place of what `stats` say. Layers that are missing count as the others do on average.
@@ -120,6 +121,8 @@ class _Job:
             self.stage = prepare(stats, model, plan.inventory)
             if self.stage is None and plan.config.corrected:
                 self.notes.append("no second walk: " + (stats.graph.reason or "the statistics kept no samples"))
+        elif plan.config.corrected:
+            self.notes.append("no second walk: it needs the nn.Module")
         self.corrected = plan.config.corrected and self.stage is not None
 
     def to_size(self, target: float, progress: Callable[[str], None] | None) -> Packed:

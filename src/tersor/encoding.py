@@ -198,7 +198,7 @@ class Encoding:
                 self.shared[name] = to_dtype(tensor.astype(np.float64), name_of(tensors[name].dtype), name)
                 cost, weights = cost + mean * tensor.size, weights + tensor.size
         # A quantiser of D = h s^2 / 12 per weight has the slope -dD/dR = 2 ln 2 D.
-        self.price = max(2.0 * np.log(2.0) * cost / weights, 1e-300)
+        self.price = float(max(2.0 * np.log(2.0) * cost / weights, 1e-300))
 
     def restored(self, name: str) -> Array:
         """A quantised weight tensor as a decoder gives it back."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..config import CodebookConfig
 from ..synthesis.codebook import CodebookCode
 from .clusters import Clusters
-from .ecsq import ecsq_at_entropy
+from .ecsq import ecsq
 from .kmeans import kmeans
 from .uniform import step_for_entropy, uniform
 
@@ -23,16 +23,16 @@ Array = npt.NDArray[np.generic]
 
 def cluster(w: npt.NDArray[np.floating], h: npt.NDArray[np.floating] | None, bits: float,
             config: CodebookConfig, memory: dict[int, Clusters] | None = None) -> Clusters:
-    """Clusters of flat weights whose entropy is at most `bits` per weight, by the configured method.
+    """Clusters of flat weights for a nominal `bits` per weight, by the configured method.
 
-    "kmeans" takes the largest number of centres, up to `config.levels`, whose entropy (for the fixed-length
-    coder: log2 of their number) does not exceed `bits`; the other two meet `bits` closely. `memory` keeps
-    what k-means found for each k on these very weights.
+    * "uniform": the step at which the bins' entropy is `bits`.
+    * "ecsq": lambda at which that step would be the best one, lambda = ln 2 h s^2 / 6 with the mean h; the entropy
+      falls with it, and is lower than `bits` where not all weights matter alike.
+    * "kmeans": the largest number of centres, up to `config.levels`, whose entropy (for the fixed-length coder:
+      log2 of their number) does not exceed `bits`.
+
+    `memory` keeps what k-means found for each k on these very weights.
     """
-    if config.method == "uniform":
-        return uniform(w, h, step_for_entropy(w, bits), zero=config.zero)
-    if config.method == "ecsq":
-        return ecsq_at_entropy(w, h, config.levels, bits, zero=config.zero)
     memory = {} if memory is None else memory
 
     def centres(k: int) -> Clusters:
@@ -40,6 +40,13 @@ def cluster(w: npt.NDArray[np.floating], h: npt.NDArray[np.floating] | None, bit
             memory[k] = kmeans(w, h, k, zero=config.zero)
         return memory[k]
 
+    if config.method != "kmeans":
+        step = step_for_entropy(w, bits)
+        if config.method == "uniform":
+            return uniform(w, h, step, zero=config.zero)
+        price = np.log(2.0) / 6.0 * step**2 * (1.0 if h is None else float(h.mean()))
+        first = centres(config.levels)
+        return ecsq(w, h, config.levels, price, start=first, zero=config.zero and first.zero >= 0)
     fewest, most = 1, config.levels
     best = centres(1)
     while fewest < most:
@@ -58,8 +65,8 @@ def encode_together(tensors: Mapping[str, Array], sensitivity: Mapping[str, npt.
                     memory: dict[int, Clusters] | None = None) -> tuple[CodebookCode, float]:
     """One codebook for the tensors called `names`, and its mean cost sum h (w - c)^2 / weights.
 
-    sensitivity: name -> h >= 0 of the tensor's shape; a name that is missing counts the mean of the others. A weight of
-    sensitivity 0 still counts a little, so that its cluster has a mean.
+    sensitivity: name -> h >= 0 of the tensor's shape; a name that is missing counts the mean of the others. A
+    weight of sensitivity 0 still counts a little, so that its cluster has a mean.
     """
     flats = [np.asarray(tensors[name], dtype=np.float64).ravel() for name in names]
     w = np.concatenate(flats)
