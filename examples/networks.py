@@ -6,6 +6,7 @@ Names of the state-dict entries follow the published weights, so that those load
 |------------------------------|------------------------------|-----------------------------------|
 | `CifarResNet(20 / 32 / 56)`  | [N, 3, 32, 32], normalised   | akamaster/pytorch_resnet_cifar10  |
 | `LeNet5()`                   | [N, 1, 28, 28], pixel / 256  | Caffe's LeNet-5                   |
+| `AlexNetCifar()`             | [N, 3, 32, 32], normalised   | torchvision's alexnet, smaller |
 | `SqueezeNet()`               | [N, 3, 224, 224], normalised | torchvision's squeezenet1_1       |
 | `ResNet18()`                 | [N, 3, 224, 224], normalised | torchvision's resnet18            |
 | `DigitsNet()`                | [N, 1, 8, 8], pixel / 16     | this project (`train_digits.py`)  |
@@ -86,6 +87,45 @@ class LeNet5(nn.Module):
         x = F.max_pool2d(self.conv1(x), 2)
         x = F.max_pool2d(self.conv2(x), 2)
         return self.ip2(F.relu(self.ip1(x.flatten(1))))
+
+
+class AlexNetCifar(nn.Module):
+    """AlexNet for 32x32 images (4.56 million parameters at 10 classes), to be trained by `train_alexnet_cifar.py`.
+
+    torchvision's layers (five convolutions of 64, 192, 384, 256, 256 channels, three pools, three linear layers,
+    no BatchNorm) and names. What differs: the first convolution is 5x5 with stride 2 instead of 11x11 with
+    stride 4, pools are 2x2, the head is 1024 - 1024 - 1024 - classes instead of 9216 - 4096 - 4096 - classes.
+    """
+
+    def __init__(self, classes: int = 10, *, hidden: int = 1024, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 64, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(64, 192, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(192, 384, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(256, 256, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+        self.classifier = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(256 * 2 * 2, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, 3, 32, 32] -> [N, classes]
+        return self.classifier(self.features(x).flatten(1))
 
 
 class Fire(nn.Module):
