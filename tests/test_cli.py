@@ -108,6 +108,32 @@ def test_layers_and_exact_tensors(model):
     assert exact == {"0.weight", "0.bias", "2.bias", "5.bias"}
 
 
+@pytest.mark.parametrize(("arguments", "codebook"), [
+    ([], {}),
+    (["--method", "uniform", "--coder", "huffman", "--per-layer"],
+     {"method": "uniform", "coder": "huffman", "scope": "layer"}),
+    (["--method", "kmeans", "--levels", "9", "--coder", "fixed"], {"method": "kmeans", "levels": 9, "coder": "fixed"}),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_codebooks(model, arguments, codebook):
+    assert cli.main(["compress", "model.safetensors", "--bits", "4", "--tool", "codebook", *arguments, "-q"]) == 0
+    config = tersor.Config(tools=("codebook",), codebook=tersor.CodebookConfig(**codebook))
+    assert Path("model.tersor").read_bytes() == tersor.compress(model, bits=4, config=config).data
+    with tersor.load("model.tersor") as restored:
+        each = [set(np.unique(restored[name])) for name in ("0.weight", "2.weight", "5.weight", "6.weight")]
+    assert all(len(values) <= codebook.get("levels", 64) for values in each)
+    assert ("scope" in codebook) == (len(set.union(*each)) > max(map(len, each)))
+
+
+def test_the_tool_of_single_layers(model, capsys):
+    layers = ["--layer", r"[05]\.weight=codebook", "--layer", "2.weight=scalar"]
+    for tool, expected in (("scalar", {"0.weight", "5.weight"}), ("codebook", {"0.weight", "5.weight", "6.weight"})):
+        assert cli.main(["compress", "model.safetensors", "--bits", "3", "-f", "--tool", tool, *layers, "--levels",
+                         "16", "-q"]) == 0
+        assert cli.main(["inspect", "model.tersor", "--json"]) == 0
+        tensors = json.loads(capsys.readouterr().out)["tensors"]
+        assert {tensor["name"] for tensor in tensors if tensor["tool"] == "codebook"} == expected
+
+
 def test_first_of_two_equal_patterns_counts(model):
     options = cli.build_parser().parse_args(["compress", "model.safetensors", "--bits", "9", "-q", "--layer",
                                              "0.weight=raw", "--layer", "0.weight=weight:2"])
@@ -121,7 +147,8 @@ def test_statistics(model, capsys):
     stats = tersor.calibrate(net, [torch.randn(16, 3, 8, 8)])
     stats.save("stats.safetensors")
     assert cli.main(["compress", "model.safetensors", "--bits", "6", "--stats", "stats.safetensors"]) == 0
-    assert "data-free" not in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "data-free" not in err and "note: no second walk: it needs the nn.Module" in err
     with torch.no_grad():
         net[2].weight += 1
     tersor.calibrate(net, [torch.randn(16, 3, 8, 8)]).save("other.safetensors")
@@ -200,12 +227,22 @@ MODEL = "model.safetensors"
     (["compress", MODEL, "--bits", "3", "--layer", "raw"], 2, "REGEX=raw"),
     (["compress", MODEL, "--bits", "3", "--layer", "(=raw"], 2, "regular expression"),
     (["compress", MODEL, "--bits", "3", "--layer", "x=weight:none"], 2, "positive number"),
+    (["compress", MODEL, "--bits", "3", "--tool", "raw"], 2, "--tool"),
+    (["compress", MODEL, "--bits", "3", "--coder", "huffman"], 2, "--coder is for the codebook tool: give --tool"),
+    (["compress", MODEL, "--bits", "3", "--layer", "x=raw", "--per-layer"], 2, "--per-layer is for the codebook"),
+    (["compress", MODEL, "--bits", "3", "--tool", "scalar", "--levels", "8"], 2, "--levels is for the codebook"),
+    (["compress", MODEL, "--bits", "3", "--tool", "codebook", "--levels", "0"], 2, "levels=0 must be an integer"),
+    (["compress", MODEL, "--bits", "3", "--tool", "codebook", "--levels", "x"], 2, "argument --levels"),
+    (["compress", MODEL, "--bits", "3", "--tool", "codebook", "--method", "median"], 2, "--method"),
+    (["compress", MODEL, "--bits", "3", "--tool", "codebook", "--method", "uniform", "--levels", "8"], 2,
+     "--levels is for --method ecsq and kmeans"),
+    (["compress", MODEL, "--bits", "3", "-f", "--layer", "nothing=raw"], 2, "fits no weight of this model"),
     (["verify", "model.tersor", "-j", "0"], 2, "number of threads"),
     (["verify", "model.tersor", "-q", "-v"], 2, "not allowed with"),
     (["compress", "no.safetensors", "--bits", "3"], 1, "no.safetensors: No such file"),
     (["compress", MODEL, "--bits", "3", "-o", "no/x.tersor"], 1, "no: there is no such folder"),
     (["compress", MODEL, "--bits", "3", "-o", "."], 1, "is a folder"),
-    (["compress", MODEL, "--bits", "3", "-o", MODEL, "-f"], 1, "is an input; sources are kept"),
+    (["compress", MODEL, "--bits", "3", "-o", MODEL, "-f"], 2, "is an input; sources are kept"),
     (["compress", MODEL, "--bits", "3", "-f", "--stats", "s", "-o", "s"], 1, "no such file"),
     (["compress", MODEL, "--bits", "6", "-f", "--stats", MODEL], 1, "not a readable statistics file"),
     (["compress", "model.tersor", "--bits", "3", "-o", "y"], 1, "not a valid .safetensors file"),
@@ -438,7 +475,7 @@ def test_limits_are_exit_code_3(tmp_path, capsys):
 
 def test_symbolic_links_to_a_source_are_seen(packed):
     os.symlink("model.tersor", "link")
-    assert cli.main(["restore", "model.tersor", "-o", "link", "-f"]) == 1
+    assert cli.main(["restore", "model.tersor", "-o", "link", "-f"]) == 2
     assert tersor.load("model.tersor")
 
 

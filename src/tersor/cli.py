@@ -20,10 +20,10 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, TextIO
+from typing import NoReturn, TextIO, get_args, get_type_hints
 
 from . import __version__
-from .config import DEFAULT_EFFORT, MAX_EFFORT, MIN_EFFORT, MODES, LayerConfig
+from .config import DEFAULT_EFFORT, MAX_EFFORT, MIN_EFFORT, MODES, TOOLS, CodebookConfig, LayerConfig
 from .errors import ConfigError, FormatError, TargetError, TersorError
 from .show import Reporter, printable
 
@@ -60,9 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def exit_code(error: BaseException) -> int:
     """The exit code that stands for an exception.
 
-    >>> exit_code(FormatError("truncated")), exit_code(OSError("disk full"))
-    (3, 1)
+    >>> exit_code(FormatError("truncated")), exit_code(ConfigError("levels=0")), exit_code(OSError("disk full"))
+    (3, 2, 1)
     """
+    if isinstance(error, ConfigError):
+        return USAGE
     if isinstance(error, FormatError):
         return BAD_FILE
     if isinstance(error, TargetError):
@@ -152,9 +154,21 @@ def _add_compress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-exact", action="store_true",
                         help="keep every tensor that is no weight matrix bit for bit")
     parser.add_argument("--layer", type=_layer, action="append", default=[], metavar="REGEX=WHAT",
-                        help="for weights whose whole name matches: raw keeps them bit for bit; weight:4 "
-                             "multiplies what their errors count by 4. The first match counts; may be given "
-                             "several times")
+                        help="for weights whose whole name matches: raw keeps them bit for bit; scalar, codebook: "
+                             "the tool for them; weight:4 multiplies what their errors count by 4. The first match "
+                             "counts; may be given several times")
+    parser.add_argument("--tool", choices=("scalar", "codebook"), default="scalar",
+                        help="for weights: integers times a step, or values that weights share "
+                             "(default: %(default)s)")
+    codebook = parser.add_argument_group("the codebook tool", "for --tool codebook or --layer REGEX=codebook")
+    codebook.add_argument("--method", choices=get_args(get_type_hints(CodebookConfig)["method"]),
+                          help="how values are found: iterative entropy-constrained quantization, one step for all, "
+                               f"or k-means (default: {CodebookConfig.method})")
+    codebook.add_argument("--coder", choices=get_args(get_type_hints(CodebookConfig)["coder"]),
+                          help=f"of the indexes (default: {CodebookConfig.coder}); --mode is for the scalar tool")
+    codebook.add_argument("--levels", type=int, metavar="N",
+                          help=f"most values of a codebook, for ecsq and kmeans (default: {CodebookConfig.levels})")
+    codebook.add_argument("--per-layer", action="store_true", help="a codebook for each layer, not one for all")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -208,15 +222,16 @@ def _layer(text: str) -> tuple[str, LayerConfig]:
     name, colon, value = what.partition(":")
     try:
         re.compile(pattern)
-        if equals and what == "raw":
-            return pattern, LayerConfig(tool="raw")
+        if equals and what in TOOLS:
+            return pattern, LayerConfig(tool=what)  # type: ignore[arg-type]
         if equals and name == "weight" and colon:
             return pattern, LayerConfig(weight=_positive(value))
     except re.error as error:
         raise argparse.ArgumentTypeError(f"{pattern!r} is no regular expression: {error}") from None
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    raise argparse.ArgumentTypeError(f"{text!r} is not REGEX=raw or REGEX=weight:NUMBER")
+    raise argparse.ArgumentTypeError(f"{text!r} is not REGEX=raw, REGEX=scalar, REGEX=codebook or "
+                                     "REGEX=weight:NUMBER")
 
 
 def _flush(stream: TextIO | None) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .adapters import safetensors as safetensors_adapter
-from .config import Config, LayerConfig
+from .config import CodebookConfig, Config, LayerConfig
 from .decoder import TersorFile, load, tool_name
 from .errors import ConfigError
 from .show import Outcome, Reporter, bits, inspection, plural, smaller
@@ -24,14 +24,11 @@ SUFFIXES = (".safetensors", ".tersor")
 def compress(options: argparse.Namespace, reporter: Reporter) -> Outcome:
     """A .safetensors file to a .tersor file."""
     start = time.perf_counter()
+    config = encoder_config(options)
     sources = [options.model] + ([options.stats] if options.stats else [])
     output = output_path(options.output, options.model, ".safetensors", ".tersor")
     check_output(output, sources, options.force)
     inventory = safetensors_adapter.read(options.model)
-    layers: dict[str, LayerConfig] = {}
-    for pattern, layer in options.layer:
-        layers.setdefault(pattern, layer)
-    config = Config(mode=options.mode, effort=options.effort, keep_exact=options.keep_exact, layers=layers)
     with reporter.busy(f"compressing {plural(len(inventory.names), 'tensor')}"):
         from .encoder import compress as run  # imports torch
         from .statistics import Statistics
@@ -119,6 +116,24 @@ def contents(file: TersorFile) -> dict[str, Any]:
                       "crc32": f"{section.crc32:08x}", "tensors": len(members)}
                      for section, members in zip(manifest.sections, manifest.members, strict=True)],
     }
+
+
+def encoder_config(options: argparse.Namespace) -> Config:
+    """What the arguments of `compress` say of the encoder. Raises `ConfigError`, also for what would do nothing."""
+    layers: dict[str, LayerConfig] = {}
+    for pattern, layer in options.layer:
+        layers.setdefault(pattern, layer)
+    chosen = {"method": options.method, "coder": options.coder, "levels": options.levels,
+              "scope": "layer" if options.per_layer else None}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if chosen and options.tool != "codebook" and all(layer.tool != "codebook" for layer in layers.values()):
+        flag = "--per-layer" if "scope" in chosen else f"--{next(iter(chosen))}"
+        raise ConfigError(f"{flag} is for the codebook tool: give --tool codebook or --layer REGEX=codebook as well")
+    if options.levels is not None and options.method == "uniform":
+        raise ConfigError("--levels is for --method ecsq and kmeans; with uniform the number of values follows from "
+                          "the target")
+    return Config(tools=(options.tool,), mode=options.mode, effort=options.effort, keep_exact=options.keep_exact,
+                  layers=layers, codebook=CodebookConfig(**chosen))
 
 
 def output_path(given: str | None, source: str, suffix: str, other: str) -> str:

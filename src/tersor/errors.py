@@ -1,7 +1,7 @@
 """Everything that can go wrong, as one small tree: `except tersor.TersorError` catches all of it.
 
 The command line maps these classes to exit codes (see `tersor.cli`): `FormatError` and its
-children are 3, `TargetError` is 4, every other `TersorError` is 1.
+children are 3, `TargetError` is 4, `ConfigError` is 2, every other `TersorError` is 1.
 """
 
 from __future__ import annotations
