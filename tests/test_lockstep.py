@@ -229,6 +229,14 @@ def test_models_called_with_keywords() -> None:
     assert packed.snr == pytest.approx(decibels(y, y_hat), abs=0.02) and packed.snr > 25
 
 
+def test_without_the_module_there_is_a_note() -> None:
+    model, x = build("residual"), inputs("residual")
+    stats = tersor.calibrate(model, [x])
+    state = model.state_dict()
+    assert tersor.compress(state, stats, bits=5).notes == ["no second walk: it needs the nn.Module"]
+    assert tersor.compress(state, stats, bits=5, effort=4).notes == []  # which would make none anyway
+
+
 def test_without_samples_there_is_a_note() -> None:
     model, x = build("residual"), inputs("residual")
     stats = tersor.calibrate(model, [x], keep=0)
