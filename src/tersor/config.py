@@ -67,7 +67,8 @@ class Config:
     """How to encode.
 
     * `tools`: coding tools for weights: ("scalar",), ("codebook",) or ("raw",); single layers differ by `layers`.
-    * `mode`: "small" (adaptive contexts, smallest file) or "fast" (static rANS, decodes at memory speed).
+    * `mode`: "small" (adaptive contexts, smallest file) or "fast" (static rANS, decodes several hundred
+      million weights a second).
     * `effort`: 1 to 9. 1, 2: no error feedback. 3, 4: feedback on the statistics as measured. From 5 on (the
       default), where the statistics kept samples, a second walk through the network in the order of the
       data: every layer makes up for the errors of those before it.
