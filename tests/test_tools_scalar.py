@@ -194,9 +194,16 @@ def test_code_lengths_are_those_of_the_rows() -> None:
     assert np.allclose(np.exp2(-bits).sum(axis=1), 1.0)
 
 
-def test_centroids_only_where_asked_for() -> None:
+def test_centroids_lower_the_distortion_and_are_left_out_with_feedback() -> None:
     layer, shape = KINDS["linear"]
     peaked = np.sign(RNG.normal(0, 1, shape)) * RNG.exponential(0.1, shape)
     target = unmeasured_target(layer, peaked)
-    assert scalar.encode(target, 1e-2, ScalarOptions())[0].shift == (0, 0)
-    assert max(scalar.encode(target, 1e-2, ScalarOptions(centroids=True))[0].shift) > 0
+    codes = {on: scalar.encode(target, 1e-4, ScalarOptions(centroids=on))[0] for on in (False, True)}
+    assert codes[False].shift == (0, 0) and max(codes[True].shift) > 0
+    assert np.array_equal(codes[False].q, codes[True].q)
+    error = {on: np.square(code.tensor(shape) - peaked).sum() for on, code in codes.items()}
+    assert error[True] < error[False]
+    n = peaked.reshape(len(peaked), -1).shape[1]
+    mixing = RNG.normal(size=(n, n))
+    measured = replace(target, A=(mixing @ mixing.T)[None], damping=0.01)
+    assert scalar.encode(measured, 1e-4, ScalarOptions())[0].shift == (0, 0)

@@ -33,11 +33,13 @@ CLASSES = 4
 
 @dataclass(frozen=True)
 class ScalarOptions:
-    """rdo: share of lambda that rounding decisions pay for a bit (0: nearest). centroids: shift the
-    reconstruction points where that lowers the distortion. two_sided: feedback from row to row as well."""
+    """rdo: share of lambda that rounding decisions pay for a bit (0: nearest). centroids: move the reconstruction
+    points to the means of their members, in layers without feedback (their distortion can only fall; with
+    feedback an error depends on the level that was assumed, and nothing was gained in measurements).
+    two_sided: feedback from row to row as well."""
 
     rdo: float = 0.45
-    centroids: bool = False
+    centroids: bool = True
     two_sided: bool = True
     feedback: bool = True
 
@@ -105,19 +107,18 @@ def _told_steps(target: LayerTarget, ideal: Matrix, per_channel: Matrix) -> Step
 def encode(target: LayerTarget, price: float, options: ScalarOptions) -> tuple[ScalarCode, Steps]:
     """The integers of a layer at lambda = `price`.
 
-    Two looks: plain rounding gives the code lengths (and the centroids), then the real pass with feedback.
+    Two looks: plain rounding gives the code lengths, then the real pass with feedback.
     """
     steps = choose_steps(target, price, options.two_sided)
     g = output_costs(target, options.two_sided)
     first = [target.W[k] / steps.step[k][:, None] for k in range(target.groups)]
     row_class, bits = code_lengths(first)
-    shift = _centroids(first) if options.centroids else (0, 0)
-    codes = []
+    codes, fed_back = [], False
     for k in range(target.groups):
         rounding = Rounding(
             step=np.ascontiguousarray(steps.step[k]),
             price=options.rdo * price / (g[k] * steps.step[k] ** 2),
-            bits=bits, row_class=row_class[k], shift=(shift[0] / SHIFT_UNIT, shift[1] / SHIFT_UNIT))
+            bits=bits, row_class=row_class[k])
         columns, rows = target.column_factors[k], target.row_factors[k].factor
         if not options.feedback:
             columns, rows = columns.without_feedback(), rows.without_feedback()
@@ -125,6 +126,11 @@ def encode(target: LayerTarget, price: float, options: ScalarOptions) -> tuple[S
             rows = rows.without_feedback()
         q, _ = feedback.quantize(target.W[k], columns, rows, rounding)
         codes.append(q)
+        fed_back = fed_back or columns.upper is not None or rows.upper is not None
+    shift = (0, 0)
+    if options.centroids and not fed_back:
+        costs = [np.outer(g[k] * steps.step[k] ** 2, target.column_factors[k].cost) for k in range(target.groups)]
+        shift = _centroids(first, codes, costs)
     q = target.to_file(np.stack(codes))
     return ScalarCode(q, steps.index, steps.rows, ROW_RESOLUTION, shift, target.swapped), steps
 
@@ -147,14 +153,17 @@ def code_lengths(values: list[Matrix]) -> tuple[list[npt.NDArray[np.int32]], Mat
     return row_class, -np.log2(counts / counts.sum(axis=1, keepdims=True))
 
 
-def _centroids(values: list[Matrix]) -> tuple[int, int]:
-    """Mean distance of values below their integer, for |q| = 1 and |q| > 1, in 1/64 of a step."""
-    x = np.abs(np.concatenate([v.ravel() for v in values])) if values else np.zeros(0)
-    q = np.rint(x)
+def _centroids(values: list[Matrix], codes: list[npt.NDArray[np.int32]], costs: list[Matrix]) -> tuple[int, int]:
+    """Mean distance, weighted by cost, of values (in steps) below their integers, for |q| = 1 and |q| > 1, in 1/64 of
+    a step; 0 where the mean lies above."""
     out = []
-    for member in (q == 1, q > 1):
-        mean = float((q[member] - x[member]).mean()) if member.any() else 0.0
-        out.append(int(np.clip(np.rint(mean * SHIFT_UNIT), 0, MAX_SHIFT)))
+    for is_one in (True, False):
+        weight = moment = 0.0
+        for x, q, h in zip(values, codes, costs, strict=True):
+            chosen = np.abs(q) == 1 if is_one else np.abs(q) > 1
+            weight += float(h[chosen].sum())
+            moment += float((h[chosen] * (np.abs(q[chosen]) - np.sign(q[chosen]) * x[chosen])).sum())
+        out.append(int(np.clip(np.rint(moment / weight * SHIFT_UNIT), 0, MAX_SHIFT)) if weight > 0 else 0)
     return out[0], out[1]
 
 
