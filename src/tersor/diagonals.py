@@ -191,6 +191,10 @@ def _squares(pairs: list[Pair], images: int) -> Tensor:
     for start in range(0, images, chunk):
         part = slice(start, min(images, start + chunk))
         sides = [use.sides(grad, part, slice(0, use.row_count(grad))) for use, grad in pairs]
+        if positions == 1 and len(sides) == 1:  # (g u)^2 = g^2 u^2: no gradient per image needs to exist
+            u, z = (side[..., 0].double().square() for side in sides[0])
+            total = total + z @ u.transpose(1, 2)
+            continue
         # [groups, images, m, n]
         gradients = [z.transpose(1, 2) @ u.permute(0, 2, 3, 1) for u, z in sides]
         gradient = gradients[0] if len(gradients) == 1 else torch.stack(gradients).sum(0)
