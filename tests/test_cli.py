@@ -392,6 +392,7 @@ def test_standard_output_is_full(packed):
 def test_interrupted(model):
     """Ctrl-C in the middle of the search: code 130, one line, nothing half-written."""
     code = ("import signal, sys\nsys.argv[1:1] = ['compress', 'model.safetensors', '--bits', '6', '-v']\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have it ignored\n"
             "from tersor import cli, show\n"
             "def wait(*_): print('ready', flush=True); signal.pause()\n"
             "show.Reporter.progress = wait\nsys.exit(cli.main())\n")
@@ -400,7 +401,10 @@ def test_interrupted(model):
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, err) == (130, "tersor: error: interrupted\n")
     assert listing() == {"model.safetensors"}
 
