@@ -3,7 +3,7 @@
 The calibration inputs are stacked twice. The first half of every batch goes through the original weights, the second
 through what a decoder will restore. When a layer is reached, its input u in the original network and u^ in
 the partly compressed one are both there, so the layer is quantised *then*, towards the target that makes up for the
-errors of all layers before it (methods.md, section 8):
+errors of all layers before it (docs/theory.md):
 
     H = E[u^ u^^T], C = E[u u^^T] (centred):   W_t = W + W (C - H) (H + damping)^-1 + E[s - s^] u^^T H^-1 / gamma
 

@@ -16,7 +16,7 @@ import torch
 Matrix = npt.NDArray[np.float64]
 
 DAMPING = 0.05
-"""Share of the mean diagonal that is added to it (methods: anything from 0.1% to 20% does much the same)."""
+"""Share of the mean diagonal that is added to it (anything from 0.1% to 20% does much the same)."""
 
 
 @dataclass(frozen=True)

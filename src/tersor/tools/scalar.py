@@ -1,6 +1,6 @@
 """Entropy-constrained scalar quantization of one layer at a given lambda.
 
-Steps follow the sensitivities, s = sqrt(6 lambda / (ln 2 h)) with h = g_i * mean_j d_j (methods, section 1: the
+Steps follow the sensitivities, s = sqrt(6 lambda / (ln 2 h)) with h = g_i * mean_j d_j (docs/theory.md: the
 slope -dD/dR of a uniform quantizer with an ideal entropy code, D = h s^2 / 12), rounding is
 rate-distortion-optimised against code lengths, errors are fed back.
 """
