@@ -129,7 +129,7 @@ def encode(target: LayerTarget, price: float, options: ScalarOptions) -> tuple[S
         fed_back = fed_back or columns.upper is not None or rows.upper is not None
     shift = (0, 0)
     if options.centroids and not fed_back:
-        costs = [np.outer(g[k] * steps.step[k] ** 2, target.column_factors[k].cost) for k in range(target.groups)]
+        costs = [(g[k] * steps.step[k] ** 2, target.column_factors[k].cost) for k in range(target.groups)]
         shift = _centroids(first, codes, costs)
     q = target.to_file(np.stack(codes))
     return ScalarCode(q, steps.index, steps.rows, ROW_RESOLUTION, shift, target.swapped), steps
@@ -153,18 +153,20 @@ def code_lengths(values: list[Matrix]) -> tuple[list[npt.NDArray[np.int32]], Mat
     return row_class, -np.log2(counts / counts.sum(axis=1, keepdims=True))
 
 
-def _centroids(values: list[Matrix], codes: list[npt.NDArray[np.int32]], costs: list[Matrix]) -> tuple[int, int]:
+def _centroids(values: list[Matrix], codes: list[npt.NDArray[np.int32]],
+               costs: list[tuple[Matrix, Matrix]]) -> tuple[int, int]:
     """Mean distance, weighted by cost, of values (in steps) below their integers, for |q| = 1 and |q| > 1, in 1/64 of
-    a step; 0 where the mean lies above."""
-    out = []
-    for is_one in (True, False):
-        weight = moment = 0.0
-        for x, q, h in zip(values, codes, costs, strict=True):
-            chosen = np.abs(q) == 1 if is_one else np.abs(q) > 1
-            weight += float(h[chosen].sum())
-            moment += float((h[chosen] * (np.abs(q[chosen]) - np.sign(q[chosen]) * x[chosen])).sum())
-        out.append(int(np.clip(np.rint(moment / weight * SHIFT_UNIT), 0, MAX_SHIFT)) if weight > 0 else 0)
-    return out[0], out[1]
+    a step; 0 where the mean lies above. costs: per group, of rows and of columns."""
+    weight, moment = np.zeros(2), np.zeros(2)
+    for x, q, (rows, columns) in zip(values, codes, costs, strict=True):
+        magnitude = np.abs(q)
+        below = magnitude - np.sign(q) * x
+        for i, member in enumerate((magnitude == 1, magnitude > 1)):
+            weight[i] += rows @ (member @ columns)
+            moment[i] += rows @ ((member * below) @ columns)
+    mean = np.divide(moment, weight, out=np.zeros(2), where=weight > 0)
+    first, more = np.clip(np.rint(mean * SHIFT_UNIT), 0, MAX_SHIFT).astype(int).tolist()
+    return first, more
 
 
 def _typical(step: Matrix) -> float:
