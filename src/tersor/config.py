@@ -49,7 +49,7 @@ class CodebookConfig:
     method: Literal["ecsq", "uniform", "kmeans"] = "ecsq"
     weighted: bool = True
     scope: Literal["all", "layer"] = "all"
-    levels: int = 64
+    levels: int = 256
     coder: Literal["arithmetic", "huffman", "fixed", "fast"] = "arithmetic"
     zero: bool = True
 

@@ -22,7 +22,7 @@ from .adapters import safetensors as safetensors_adapter
 from .adapters.calls import undisturbed
 from .adapters.inventory import Inventory
 from .adapters.module import inventory_of_module, load_into, to_torch
-from .allocation import Trial, search
+from .allocation import TOLERANCE, Trial, search
 from .config import Config, make_config
 from .decoder import load
 from .encoding import Encoding, Plan, begin, static_walk
@@ -147,6 +147,9 @@ class _Job:
 
         slope = -max(weights, 1) / (8.0 if self.plan.shared else 16.0)
         best = search(encode, target, start, slope, what="size in bytes", progress=progress)
+        if best.value < (1.0 - TOLERANCE) * target:
+            self.notes.append(f"the file is {100 * (1 - best.value / target):.1f}% smaller than asked: no finer "
+                              f"choice of steps or shared values comes nearer")
         return self._packed(best)
 
     def to_snr(self, target: float, progress: Callable[[str], None] | None) -> Packed:

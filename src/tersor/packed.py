@@ -22,7 +22,7 @@ class Packed:
     * `notes`: what the encoder wants its user to know.
     """
 
-    data: bytes
+    data: bytes = field(repr=False)
     parameters: int
     price: float
     snr: float | None = None

@@ -42,10 +42,12 @@ def cluster(w: npt.NDArray[np.floating], h: npt.NDArray[np.floating] | None, bit
 
     if config.method != "kmeans":
         step = step_for_entropy(w, bits)
+        even = uniform(w, h, step, zero=config.zero)
         if config.method == "uniform":
-            return uniform(w, h, step, zero=config.zero)
+            return even
         price = np.log(2.0) / 6.0 * step**2 * (1.0 if h is None else float(h.mean()))
-        first = centres(config.levels)
+        # Even bins are near the optimum already; from k-means the entropy falls in jumps.
+        first = even if even.values.size <= config.levels else centres(config.levels)
         return ecsq(w, h, config.levels, price, start=first, zero=config.zero and first.zero >= 0)
     fewest, most = 1, config.levels
     best = centres(1)
