@@ -62,6 +62,14 @@ class Table:
             return self.precision - np.log2(self.frequencies)
 
 
+FINALISTS = 3
+"""Alphabets for which real tables are made."""
+FEW = 1 << 14
+"""Up to so many symbols every alphabet is tried: there a byte counts, and time does not."""
+ENTRY_BITS = 6.0
+"""What an entry of a histogram costs, about."""
+
+
 def escape_bits(beyond: NDArray[np.int64], order: int) -> NDArray[np.int64]:
     """Bits of the Exp-Golomb codes of given order of non-negative integers."""
     length = np.frexp(beyond.astype(np.float64) + (1 << order))[1].astype(np.int64) - 1
@@ -74,6 +82,22 @@ def fit(counts: Counts, precision: int, may_escape: bool = True) -> tuple[Table,
     Without `may_escape`, at most MAX_VALUES values may lie between the smallest and the largest.
     """
     best: tuple[Table, float] | None = None
+    for first, size, escape, kept, extra in _likely(counts, may_escape):
+        for table in _models(first, size, escape, kept, precision):
+            used = kept > 0
+            bits = float(kept[used] @ table.code_lengths()[used]) + 8 * len(table.stored) + extra
+            if best is None or bits < best[1]:
+                best = table, bits
+    assert best is not None
+    return best
+
+
+def _likely(counts: Counts, may_escape: bool) -> list[tuple[int, int, bool, NDArray[np.int64], float]]:
+    """The FINALISTS alphabets of least estimated cost: (first, size, escape, counts of its entries, bits of escapes).
+
+    Estimated by the entropy and ENTRY_BITS a table entry, because real tables take long to make.
+    """
+    estimated = []
     for first, size, escape in _alphabets(counts):
         if escape and not may_escape:
             continue
@@ -82,13 +106,12 @@ def fit(counts: Counts, precision: int, may_escape: bool = True) -> tuple[Table,
         if escape:
             kept = np.append(kept, counts.total - kept.sum())
         extra = _escape_cost(counts, start, size)
-        for table in _models(first, size, escape, kept, precision):
-            used = kept > 0
-            bits = float(kept[used] @ table.code_lengths()[used]) + 8 * len(table.stored) + extra
-            if best is None or bits < best[1]:
-                best = table, bits
-    assert best is not None
-    return best
+        used = kept[kept > 0].astype(np.float64)
+        ideal = float(used.sum() * np.log2(used.sum()) - used @ np.log2(used)) if used.size else 0.0
+        estimated.append((ideal + extra + ENTRY_BITS * kept.size, (first, size, escape, kept, extra)))
+    estimated.sort(key=lambda pair: pair[0])
+    finalists = FINALISTS if counts.total > FEW else len(estimated)
+    return [candidate for _, candidate in estimated[:finalists]]
 
 
 def _alphabets(counts: Counts) -> Iterator[tuple[int, int, bool]]:
