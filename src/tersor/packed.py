@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .bitstream import container
 from .bitstream.atomic import atomic_write
-from .bitstream.manifest import TensorRecord
 from .decoder import TersorFile, load, tool_name
 
 
@@ -67,9 +64,3 @@ class Packed:
             "bits_per_weight": self.bits_per_weight, "parameters": self.parameters,
             "lambda": self.price, "snr_db": self.snr, "notes": list(self.notes),
         }
-
-
-def assemble(tensors: Sequence[TensorRecord], sections: Sequence[tuple[int, bytes]], parameters: int,
-             metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a file from its parts."""
-    return container.to_bytes(tensors, sections, parameters=parameters, metadata=metadata)
