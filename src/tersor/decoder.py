@@ -31,7 +31,8 @@ from .limits import DEFAULT_LIMITS, Limits
 Array: TypeAlias = npt.NDArray[np.generic]
 Decode: TypeAlias = Callable[[bytes, Sequence[TensorRecord], Limits, int], list[Array]]
 
-_TOOLS: dict[int, str] = {0: "raw", 1: "scalar", 2: "batchnorm", 3: "vector", 4: "codebook"}
+_TOOLS: dict[int, str] = {0: "raw", 1: "scalar", 2: "batchnorm", 3: "vector", 4: "codebook",
+                          5: "transform"}
 """Tool id -> module in `tersor.synthesis` with `decode(payload, records, limits, threads)`."""
 
 TIED = "tersor.tied"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ from ..errors import FormatError
 from ..limits import Limits
 from . import grid, spread
 from .rounding import to_dtype
+
+_Element = TypeVar("_Element", bound=np.generic)
 
 FAST, SMALL = 0, 1
 """Entropy coders: static rANS, adaptive contexts."""
@@ -91,7 +94,7 @@ def view(tensor: npt.NDArray[np.generic], swapped: bool) -> npt.NDArray[np.gener
     return (tensor.swapaxes(0, 1) if swapped else tensor).reshape(shape.rows, shape.columns)
 
 
-def unview(matrix: npt.NDArray[np.float32], shape: tuple[int, ...], swapped: bool) -> npt.NDArray[np.float32]:
+def unview(matrix: npt.NDArray[_Element], shape: tuple[int, ...], swapped: bool) -> npt.NDArray[_Element]:
     """The tensor of which `matrix` is the view; C-contiguous."""
     if not swapped:
         return matrix.reshape(shape)
@@ -202,7 +205,7 @@ def _read_parameters(data: bytes, records: Sequence[TensorRecord]) -> tuple[int,
         rows = None
         if resolution >= 0:
             rows = spread.take(reader, shape.rows, _CLASS, _ROW, record.name)
-        if _beyond_grid(step, rows, resolution):
+        if beyond_grid(step, rows, resolution):
             raise FormatError(f"{record.name}: a step is beyond the grid: the file is corrupt")
         tensors.append(_Tensor(shape, _row_steps(shape.rows, step, rows, resolution), (first, more), swapped))
     rows_per_part = reader.one(_PART, 0, 1 << 40, "rows per part") if len(records) == 1 else 0
@@ -210,7 +213,8 @@ def _read_parameters(data: bytes, records: Sequence[TensorRecord]) -> tuple[int,
     return mode, tensors, rows_per_part
 
 
-def _beyond_grid(step: int, rows: npt.NDArray[np.int64] | None, resolution: int) -> bool:
+def beyond_grid(step: int, rows: npt.NDArray[np.int64] | None, resolution: int) -> bool:
+    """Whether a step index, or with row exponents (int64) the index of any row, is not on the grid."""
     if rows is None or not rows.size:
         return abs(step) > grid.MAX_INDEX
     if int(np.abs(rows).max()) > grid.MAX_INDEX:
