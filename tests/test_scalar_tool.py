@@ -215,7 +215,7 @@ def test_forged_payload_is_right_when_nothing_is_changed():
 
 
 @pytest.mark.parametrize(("changed", "message"), [
-    ({"mode": 2}, "entropy coder"), ({"mode": -1}, "entropy coder"), ({"swapped": 2}, "axis order"),
+    ({"mode": 2}, "entropy coder"), ({"mode": -1}, "entropy coder"), ({"swapped": 6}, "axis order and trellis"),
     ({"swapped": -1}, "axis order"), ({"shift1": 49}, "shift"), ({"shift2": -1}, "shift"),
     ({"bypass": 25}, "bypass"), ({"bypass": -1}, "bypass"), ({"resolution": 6}, "resolution"),
     ({"resolution": -2}, "resolution"), ({"class": 8}, "size class"), ({"class": -1}, "size class"),

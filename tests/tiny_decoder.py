@@ -308,15 +308,18 @@ def scalar(payload: bytes, tensors: list[Tensor]) -> list[np.ndarray]:
     reader = Reader(payload)
     code = IntegerCode(reader.take(reader.varint()))
     mode = code.within(0, 0, 1)
-    matrices, swaps, steps, shifts = [], [], [], []
+    matrices, swaps, steps, shifts, trellises = [], [], [], [], []
     index = 0
     for tensor in tensors:
         axes = len(tensor.shape)
         must(axes >= 1, "scalar in tool 1")
-        swaps.append(code.within(1, 0, 1 if axes > 1 else 0))
+        layout = code.within(1, 0, 5)
+        swaps.append(layout % 2)
+        must(axes > 1 or not swaps[-1], "a vector cannot be swapped")
+        trellises.append(layout // 2)
         matrix = matrix_of(tensor.shape, swaps[-1])
         index += code.integer(2)
-        shifts.append([code.within(3, 0, 48), code.within(3, 0, 48)])
+        shifts.append([0, 0] if trellises[-1] else [code.within(3, 0, 48), code.within(3, 0, 48)])
         matrices.append(matrix._replace(bypass=code.within(4, 0, 24) if mode == 1 else 0))
         j = code.within(5, -1, 5)
         exponents = code.list(matrix.rows, 6, 8) if j != -1 else [0] * matrix.rows
@@ -340,9 +343,11 @@ def scalar(payload: bytes, tensors: list[Tensor]) -> list[np.ndarray]:
     integers = [np.concatenate([group[0] for group in decoded])] if len(tensors) == 1 else decoded[0]
 
     arrays = []
-    for tensor, swapped, step, (s1, s2), q in zip(tensors, swaps, steps, shifts, integers, strict=True):
+    for tensor, swapped, step, (s1, s2), t, q in zip(
+        tensors, swaps, steps, shifts, trellises, integers, strict=True
+    ):
         with np.errstate(all="ignore"):
-            elements = level(q, s1, s2) * step[:, None]
+            elements = (trellis_levels(q, TRELLIS[t]) if t else level(q, s1, s2)) * step[:, None]
         if swapped:
             shape = (tensor.shape[1], tensor.shape[0], *tensor.shape[2:])
             elements = elements.reshape(shape).swapaxes(0, 1)
@@ -354,6 +359,25 @@ def level(q: np.ndarray, s1: int, s2: int) -> np.ndarray:
     magnitude = abs(q)
     shifted = np.sign(q) * (magnitude - np.where(magnitude == 1, s1, s2) / 64) + 0.0  # never -0
     return np.where(magnitude > 4096, q, shifted).astype(np.float32)
+
+
+# By state: quantizer, next state for q even, for q odd.
+TRELLIS = {
+    1: [(0, 0, 2), (0, 2, 0), (1, 1, 3), (1, 3, 1)],
+    2: [(0, 0, 2), (1, 5, 7), (0, 1, 3), (1, 6, 4), (0, 2, 0), (1, 4, 6), (0, 3, 1), (1, 7, 5)],
+}  # fmt: skip
+
+
+def trellis_levels(q: np.ndarray, table: list[tuple[int, int, int]]) -> np.ndarray:
+    levels = np.zeros(q.shape, np.float32)
+    for r, row in enumerate(q.tolist()):
+        state = 0
+        for c, integer in enumerate(row):
+            quantizer, *after = table[state]
+            sign = (integer > 0) - (integer < 0)
+            levels[r, c] = np.float32(2 * integer - quantizer * sign)
+            state = after[integer % 2]
+    return levels
 
 
 # Tools 2 and 3

@@ -3,9 +3,11 @@
     weight[r, c] = sign(q) * (|q| - shift) * step[r]        q: the coded integer at row r, column c
 
 `shift` moves the reconstruction point towards zero, one number for |q| = 1 and one for |q| > 1, in
-1/64 of a step. The matrix view of a tensor is [axis 0, all others], or [axis 1, all others] where the
-tensor is marked as swapped (transposed convolutions, embeddings: output channels first). The
-integers are coded by the fast (rANS) or the small (context) coder. docs/format.md, "Tool 1: scalar".
+1/64 of a step. With a trellis (dependent quantization) the step is a sub-step, there is no shift, and
+two quantizers take turns: see trellis.py. The matrix view of a tensor is [axis 0, all others], or
+[axis 1, all others] where the tensor is marked as swapped (transposed convolutions, embeddings: output
+channels first). The integers are coded by the fast (rANS) or the small (context) coder.
+docs/format.md, "Tool 1: scalar".
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from ..bitstream.integers import IntegerReader, IntegerWriter
 from ..bitstream.manifest import TensorRecord
 from ..errors import FormatError
 from ..limits import Limits
-from . import grid, spread
+from . import grid, spread, trellis
 from .rounding import to_dtype
 
 _Element = TypeVar("_Element", bound=np.generic)
@@ -37,11 +39,11 @@ SHIFT_UNIT = 64
 MAX_SHIFT = 48
 MAX_REACH = 4096
 """Reconstruction levels up to this |q| come from a table, beyond it there is no shift."""
-_SAFE_STEP = 2.0**96
-"""Up to this step no level (at most 2^31) gives a weight beyond the range of float32."""
+_SAFE_STEP = 2.0**95
+"""Up to this step no level (at most 2^32) gives a weight beyond the range of float32."""
 
 # Contexts of the integer code.
-_MODE, _SWAPPED, _STEP, _SHIFT, _BYPASS, _RESOLUTION, _CLASS, _PART = range(8)
+_MODE, _LAYOUT, _STEP, _SHIFT, _BYPASS, _RESOLUTION, _CLASS, _PART = range(8)
 _ROW = 8  # the first of eight
 
 
@@ -52,7 +54,8 @@ class ScalarCode:
     q: int32 [rows, columns], the tensor's matrix view.
     step_index: the step on the logarithmic grid; with `row_index`, the step that row exponents count from.
     row_index: int64 [rows] or None; row r's step is 2^(step_index/32 + row_index[r] / 2^row_resolution).
-    shift: reconstruction shifts for |q| = 1 and |q| > 1, each 0..48, in 1/64 of a step.
+    shift: reconstruction shifts for |q| = 1 and |q| > 1, each 0..48, in 1/64 of a step; (0, 0) with a trellis.
+    trellis: states of dependent quantization: 0 (none), 4 or 8.
     """
 
     q: npt.NDArray[np.int32]
@@ -61,6 +64,12 @@ class ScalarCode:
     row_resolution: int = 2
     shift: tuple[int, int] = (0, 0)
     swapped: bool = False
+    trellis: int = 0
+
+    def __post_init__(self) -> None:
+        if self.trellis not in trellis.STATES or (self.trellis and any(self.shift)):
+            raise ValueError(f"a trellis of {self.trellis} states with shifts {self.shift}; there are "
+                             f"{trellis.STATES}, with shifts only without a trellis")
 
     def row_steps(self) -> npt.NDArray[np.float32]:
         """float32 [rows]: the step of each row."""
@@ -68,6 +77,8 @@ class ScalarCode:
 
     def matrix(self) -> npt.NDArray[np.float32]:
         """float32 [rows, columns]: what a decoder restores, before rounding to the element type."""
+        if self.trellis:
+            return trellis.restore(self.q, self.trellis, self.row_steps())
         return _levels_of(self.q, self.shift) * self.row_steps()[:, None]
 
     def tensor(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
@@ -119,10 +130,11 @@ def encode_counted(codes: Sequence[ScalarCode], shapes: Sequence[tuple[int, ...]
     writer.put([mode], _MODE)
     last_step = 0
     for code, shape in zip(codes, views, strict=True):
-        writer.put([int(code.swapped)], _SWAPPED)
+        writer.put([int(code.swapped) + 2 * trellis.STATES.index(code.trellis)], _LAYOUT)
         writer.put([code.step_index - last_step], _STEP)
         last_step = code.step_index
-        writer.put(code.shift, _SHIFT)
+        if not code.trellis:
+            writer.put(code.shift, _SHIFT)
         if mode == SMALL:
             writer.put([shape.bypass], _BYPASS)
         writer.put([-1 if code.row_index is None else code.row_resolution], _RESOLUTION)
@@ -146,7 +158,7 @@ def decode(payload: bytes, records: Sequence[TensorRecord], limits: Limits,
            threads: int) -> list[npt.NDArray[np.generic]]:
     """The tensors of `records` (at least one axis, a float type).
 
-    Memory: besides the result, in the small mode 4 bytes per weight of each part at work. Raises
+    Memory: besides the result, in the small mode or with a trellis 4 bytes per weight of each part at work. Raises
     FormatError for anything that `encode` cannot have written.
     """
     head = varint.ByteReader(payload, "scalar payload")
@@ -177,6 +189,7 @@ class _Tensor:
     steps: npt.NDArray[np.float32]
     shift: tuple[int, int]
     swapped: bool
+    trellis: int
 
     def part(self, rows: slice) -> _Tensor:
         """The same for a range of its rows."""
@@ -192,11 +205,14 @@ def _read_parameters(data: bytes, records: Sequence[TensorRecord]) -> tuple[int,
         if not record.shape or record.dtype not in FLOATS:
             raise FormatError(f"{record.name}: a {record.dtype} tensor of shape {list(record.shape)} "
                               f"cannot be in a scalar section")
-        swapped = bool(reader.one(_SWAPPED, 0, 1, f"{record.name}: axis order"))
+        layout = reader.one(_LAYOUT, 0, 2 * len(trellis.STATES) - 1, f"{record.name}: axis order and trellis")
+        swapped, states = bool(layout & 1), trellis.STATES[layout >> 1]
         if swapped and len(record.shape) < 2:
             raise FormatError(f"{record.name}: one axis cannot be swapped: the file is corrupt")
         step += int(reader.take(1, _STEP)[0])
-        first, more = (reader.one(_SHIFT, 0, MAX_SHIFT, f"{record.name}: reconstruction shift") for _ in "ab")
+        first = more = 0
+        if not states:
+            first, more = (reader.one(_SHIFT, 0, MAX_SHIFT, f"{record.name}: reconstruction shift") for _ in "ab")
         bypass = 0
         if mode == SMALL:
             bypass = reader.one(_BYPASS, 0, context.MAX_BYPASS, f"{record.name}: bypass bits")
@@ -207,7 +223,8 @@ def _read_parameters(data: bytes, records: Sequence[TensorRecord]) -> tuple[int,
             rows = spread.take(reader, shape.rows, _CLASS, _ROW, record.name)
         if beyond_grid(step, rows, resolution):
             raise FormatError(f"{record.name}: a step is beyond the grid: the file is corrupt")
-        tensors.append(_Tensor(shape, _row_steps(shape.rows, step, rows, resolution), (first, more), swapped))
+        tensors.append(_Tensor(shape, _row_steps(shape.rows, step, rows, resolution), (first, more), swapped,
+                               states))
     rows_per_part = reader.one(_PART, 0, 1 << 40, "rows per part") if len(records) == 1 else 0
     reader.end()
     return mode, tensors, rows_per_part
@@ -256,12 +273,17 @@ def _encode_part(matrices: Sequence[npt.NDArray[np.int32]], shapes: Sequence[con
 def _decode_part(data: bytes, tensors: Sequence[_Tensor], mode: int, out: Sequence[npt.NDArray[np.float32]],
                  limits: Limits) -> None:
     """Decode one part into float32 matrices."""
-    if mode == FAST:
+    if mode == FAST and not any(t.trellis for t in tensors):
         levels = [_levels(t.shift, MAX_REACH) if any(t.shift) else None for t in tensors]
         rans.decode_float32(data, [(t.shape.rows, t.shape.columns) for t in tensors],
                             [t.steps for t in tensors], out, levels, limits)
         return
-    for q, tensor, matrix in zip(context.decode(data, [t.shape for t in tensors]), tensors, out, strict=True):
+    integers = rans.decode(data, [(t.shape.rows, t.shape.columns) for t in tensors], limits) if mode == FAST else \
+        context.decode(data, [t.shape for t in tensors])
+    for q, tensor, matrix in zip(integers, tensors, out, strict=True):
+        if tensor.trellis:
+            trellis.restore(q, tensor.trellis, tensor.steps, matrix)
+            continue
         level = _levels_of(q, tensor.shift) if any(tensor.shift) else q.astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # `_as_tensor` refuses what comes of it
             np.multiply(level, tensor.steps[:, None], out=matrix)

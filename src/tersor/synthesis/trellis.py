@@ -24,15 +24,23 @@ NEXT: dict[int, tuple[tuple[int, int], ...]] = {
 QUANTIZER: dict[int, tuple[int, ...]] = {4: (0, 0, 1, 1), 8: (0, 1, 0, 1, 0, 1, 0, 1)}
 """QUANTIZER[states][state]: 0 or 1."""
 
-_levels = native.function("tersor_trellis_levels", [
-    native.array(np.int32), native.INT64, native.INT64, native.INT64, native.array(np.float32, writable=True)])
+_restore = native.function("tersor_trellis_restore", [
+    native.array(np.int32), native.INT64, native.INT64, native.INT64, native.array(np.float32),
+    native.array(np.float32, writable=True)])
 
 
-def levels(q: npt.NDArray[np.int32], states: int) -> npt.NDArray[np.float32]:
-    """Levels in sub-steps, float32 [rows, columns], of integers int32 [rows, columns]; every row begins in state 0."""
+def restore(q: npt.NDArray[np.int32], states: int, steps: npt.NDArray[np.float32],
+            out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
+    """Weights float32 [rows, columns] of integers int32 [rows, columns]: level times the row's step.
+
+    states: 4 or 8; every row begins in state 0. steps: float32 [rows], sub-steps. The level is rounded to
+    binary32, then the product is.
+    """
     rows, columns = q.shape
-    out = np.empty((rows, columns), dtype=np.float32)
-    native.check(_levels(np.ascontiguousarray(q), rows, columns, states, out), "levels of a trellis")
+    if steps.shape != (rows,) or (out is not None and out.shape != q.shape):
+        raise ValueError(f"integers of shape {q.shape} with steps {steps.shape}")
+    out = np.empty((rows, columns), dtype=np.float32) if out is None else out
+    native.check(_restore(np.ascontiguousarray(q), rows, columns, states, steps, out), "restoring from a trellis")
     return out
 
 
