@@ -8,21 +8,62 @@ Names of the state-dict entries follow the published weights, so that those load
 | `LeNet5()`                   | [N, 1, 28, 28], pixel / 256  | Caffe's LeNet-5                   |
 | `AlexNetCifar()`             | [N, 3, 32, 32], normalised   | torchvision's alexnet, smaller |
 | `SqueezeNet()`               | [N, 3, 224, 224], normalised | torchvision's squeezenet1_1       |
-| `ResNet18()`                 | [N, 3, 224, 224], normalised | torchvision's resnet18            |
+| `AlexNet()`                  | [N, 3, 224, 224], normalised | torchvision's alexnet             |
+| `VGG(batchnorm=...)`         | [N, 3, 224, 224], normalised | torchvision's vgg16, vgg16_bn     |
+| `ResNet18()`, `34`, `50`     | [N, 3, 224, 224], normalised | torchvision's resnet18, 34, 50    |
+| `DenseNet()`                 | [N, 3, 224, 224], normalised | torchvision's densenet121         |
+| `MobileNetV2()`              | [N, 3, 224, 224], normalised | torchvision's mobilenet_v2        |
 | `DigitsNet()`                | [N, 1, 8, 8], pixel / 16     | this project (`train_digits.py`)  |
 
     model = load(CifarResNet(20), "resnet20.safetensors")
+
+`IMAGENET` lists the networks of ImageNet's size by torchvision's names: their layer shapes cost nothing with
+`torch.device("meta")`. `CIFAR` lists narrow ones for 32x32 images, made by `cifar(name, width)`; those that the
+project has trained itself (`train_cifar.py`) are files in `zoo`:
+
+    model = load_zoo("vgg16_bn_cifar")
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
+from networks_densenet import DenseNet
+from networks_mobilenet import MobileNetV2
+from networks_resnet import BasicBlock, Bottleneck, ResNet, ResNet18, ResNet34, ResNet50
+from networks_vgg import VGG, AlexNet
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+__all__ = [
+    "CIFAR",
+    "IMAGENET",
+    "VGG",
+    "ZOO",
+    "AlexNet",
+    "AlexNetCifar",
+    "BasicBlock",
+    "Bottleneck",
+    "CifarBlock",
+    "CifarResNet",
+    "DenseNet",
+    "DigitsNet",
+    "Fire",
+    "LeNet5",
+    "MobileNetV2",
+    "ResNet",
+    "ResNet18",
+    "ResNet34",
+    "ResNet50",
+    "SqueezeNet",
+    "cifar",
+    "load",
+    "load_zoo",
+]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -168,51 +209,6 @@ class SqueezeNet(nn.Module):
         return self.classifier(self.features(x)).mean(dim=(2, 3))
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; where the shape changes, a strided 1x1 convolution is the shortcut (option B)."""
-
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels_out)
-        self.downsample: nn.Sequential | None = None
-        if stride > 1 or channels_in != channels_out:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:  # [N, in, H, W] -> [N, out, H/stride, W/stride]
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
-class ResNet18(nn.Module):
-    """ResNet-18 (11.7 million parameters at 1,000 classes).
-
-    `small_input=True` is the usual variant for 32x32 images: a 3x3 stem of stride 1 and no pooling.
-    """
-
-    def __init__(self, classes: int = 1000, *, width: int = 64, small_input: bool = False) -> None:
-        super().__init__()
-        kernel, stride = (3, 1) if small_input else (7, 2)
-        self.conv1 = nn.Conv2d(3, width, kernel, stride, padding=kernel // 2, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.pool = nn.Identity() if small_input else nn.MaxPool2d(3, 2, padding=1)
-        self.layer1 = nn.Sequential(BasicBlock(width, width, 1), BasicBlock(width, width, 1))
-        self.layer2 = nn.Sequential(BasicBlock(width, 2 * width, 2), BasicBlock(2 * width, 2 * width, 1))
-        self.layer3 = nn.Sequential(BasicBlock(2 * width, 4 * width, 2), BasicBlock(4 * width, 4 * width, 1))
-        self.layer4 = nn.Sequential(BasicBlock(4 * width, 8 * width, 2), BasicBlock(8 * width, 8 * width, 1))
-        self.fc = nn.Linear(8 * width, classes)
-
-    def forward(self, x: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, classes]
-        x = self.pool(F.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(x.mean(dim=(2, 3)))
-
-
 class DigitsNet(nn.Module):
     """A residual network for 8x8 digits (about 270 thousand parameters), the one that the demo compresses.
 
@@ -246,3 +242,59 @@ def load(model: M, path: str | Path) -> M:
     if missing or unknown:
         raise KeyError(f"{path} does not fit {type(model).__name__}: missing {missing}, unknown {unknown}")
     return model.eval()
+
+
+IMAGENET: dict[str, Callable[[], nn.Module]] = {
+    "alexnet": AlexNet,
+    "squeezenet1_1": SqueezeNet,
+    "vgg16": lambda: VGG(batchnorm=False),
+    "vgg16_bn": VGG,
+    "resnet18": ResNet18,
+    "resnet34": ResNet34,
+    "resnet50": ResNet50,
+    "densenet121": DenseNet,
+    "mobilenet_v2": MobileNetV2,
+}
+"""The networks for 1,000 classes under torchvision's names."""
+
+
+class Narrow(NamedTuple):
+    """How a network for 32x32 images is made, and how wide the one in `zoo` is."""
+
+    make: Callable[[float, int], nn.Module]  # (factor on the channels, classes)
+    width: float
+
+
+CIFAR: dict[str, Narrow] = {
+    "vgg16": Narrow(lambda w, n: VGG(n, batchnorm=False, width=w, small_input=True), 0.25),
+    "vgg16_bn": Narrow(lambda w, n: VGG(n, width=w, small_input=True), 0.25),
+    "resnet18": Narrow(lambda w, n: ResNet18(n, width=round(64 * w), small_input=True), 0.25),
+    "resnet34": Narrow(lambda w, n: ResNet34(n, width=round(64 * w), small_input=True), 0.25),
+    "resnet50": Narrow(lambda w, n: ResNet50(n, width=round(64 * w), small_input=True), 0.25),
+    "densenet": Narrow(lambda w, n: DenseNet(n, growth=round(32 * w), small_input=True), 0.25),
+    "mobilenet_v2": Narrow(lambda w, n: MobileNetV2(n, width=w, small_input=True), 0.5),
+}
+"""Networks for 32x32 images, normalised as in `image_data.py`."""
+
+ZOO = Path(__file__).resolve().parent / "zoo"
+
+
+def cifar(name: str, width: float | None = None, classes: int = 10) -> nn.Module:
+    """A network of `CIFAR` with random weights; `width` None is the width of the one in `zoo`."""
+    if name not in CIFAR:
+        raise KeyError(f"no network {name!r} for 32x32 images; there are {', '.join(CIFAR)}")
+    narrow = CIFAR[name]
+    return narrow.make(narrow.width if width is None else width, classes)
+
+
+def load_zoo(name: str) -> nn.Module:
+    """A trained network of `zoo`, such as "vgg16_bn_cifar", as float32 in eval mode: [N, 3, 32, 32] -> [N, 10].
+
+    Convolutions and linear layers were rounded to fp16 before the network was tested, so the values that are read
+    are exactly those of the reference network. Raises `KeyError` for a network that is not there.
+    """
+    path = ZOO / f"{name}.safetensors"
+    if not path.exists():
+        there = ", ".join(sorted(other.stem for other in ZOO.glob("*.safetensors")))
+        raise KeyError(f"no network {name!r} in {ZOO.name}; there are {there}")
+    return load(cifar(name.removesuffix("_cifar")), path)
