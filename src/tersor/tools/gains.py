@@ -54,6 +54,7 @@ class Gain:
 
 def coding_gain(weights: Covariance, gradients: Covariance, transform: Transform, floor: float = FLOOR) -> Gain:
     """Gain of any transform for C_w = `weights` and C_g = `gradients`, [n, n] each; 0 dB for the identity."""
+    transform = transform.normalised()  # so that the floor means the same before and after
     _, volume = np.linalg.slogdet(transform.analysis)
     scale = 2 * float(volume) / max(1, transform.size)
     before_w, before_g = mean_log(np.diag(weights), floor), mean_log(np.diag(gradients), floor)
