@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 
 def train(model: nn.Module, data: Pair, held_out: Pair, options: argparse.Namespace) -> None:
-    """Train in place, with a line per epoch."""
+    """Train in place, with a line per epoch; goes on from `options.checkpoint` when that is there."""
     generator = torch.Generator().manual_seed(options.seed)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]  # biases and BatchNorm: no weight decay
@@ -33,8 +33,9 @@ def train(model: nn.Module, data: Pair, held_out: Pair, options: argparse.Namesp
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.rate, total, pct_start=0.25, cycle_momentum=False, final_div_factor=1000
     )
+    first = resumed(options.checkpoint, model, optimizer, schedule, generator)
     started = time.perf_counter()
-    for epoch in range(options.epochs):
+    for epoch in range(first, options.epochs):
         model.train()
         losses = []
         for x, y in batches(data, options.batch, generator, reach=4):
@@ -52,6 +53,28 @@ def train(model: nn.Module, data: Pair, held_out: Pair, options: argparse.Namesp
             f"{seconds:.0f} s",
             flush=True,
         )
+        if options.checkpoint:
+            parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+            state = {name: part.state_dict() for name, part in parts.items()}
+            torch.save({**state, "generator": generator.get_state(), "epochs": epoch + 1}, options.checkpoint)
+
+
+def resumed(
+    path: Path | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    generator: torch.Generator,
+) -> int:
+    """Everything as it was after the last whole epoch; how many epochs that were."""
+    if path is None or not path.exists():
+        return 0
+    state = torch.load(path)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    generator.set_state(state["generator"])
+    return int(state["epochs"])
 
 
 def rounded(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -66,6 +89,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10"))
     parser.add_argument("--cache", type=Path, help="folder that keeps the decoded images")
     parser.add_argument("--out", type=Path, help="default: <network>_cifar.safetensors")
+    parser.add_argument("--checkpoint", type=Path, help="file to go on from, written after every epoch")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--rate", type=float, default=0.1, help="highest learning rate")
     parser.add_argument("--decay", type=float, default=5e-4, help="weight decay")
