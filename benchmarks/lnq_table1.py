@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lnq_lenet5 import accuracy, augmented, digits
+from lossless import lossless
 from networks import CifarResNet, LeNet5, load
 from torch import Tensor, nn
 
@@ -230,29 +231,6 @@ def best_of(subject: Subject, method: str, settings: Sequence[tuple[str, Any]], 
         if rows[-1].held_out >= floor:
             break
     return rows
-
-
-def lossless(model: nn.Module) -> bytes:
-    """A file with every tensor bit for bit; of a pruned network as a codebook of all values that occur, where
-    that is shorter."""
-    tensors = inventory_of_module(model).tensors
-    plain = _one_section(model, 0, raw.encode(list(tensors.values())))
-    if any(array.dtype != np.float32 for array in tensors.values()):
-        return plain
-    values = np.unique(np.concatenate([array.ravel() for array in tensors.values()]))
-    if len(values) > 1 << 14:
-        return plain
-    indexes = [np.searchsorted(values, a).astype(np.int32).reshape(len(a), -1) for a in tensors.values()]
-    shapes = [array.shape for array in tensors.values()]
-    payload, _ = codebook.encode(CodebookCode.of(values, indexes), shapes, CODER)
-    return min(plain, _one_section(model, 4, payload), key=len)
-
-
-def _one_section(model: nn.Module, tool: int, payload: bytes) -> bytes:
-    tensors = inventory_of_module(model).tensors
-    records = [TensorRecord(name, name_of(a.dtype), a.shape, 0) for name, a in tensors.items()]
-    count = sum(p.numel() for p in model.parameters())
-    return container.to_bytes(records, [(tool, payload)], parameters=count)
 
 
 def pruned_bits(model: nn.Module) -> float:

@@ -2,12 +2,13 @@
 
     python examples/lnq_lenet5.py --data ../shared/data/mnist --out lnq-out
 
-Stages, one line each, every one written to `--out` and skipped when it is there already:
+Stages, one line each, every one written to `--out` and skipped when it is there already (with the same
+result, as each has random numbers of its own):
 
 1. dense: the trained network fine-tuned with small shifts, rotations and scalings; it becomes the teacher.
 2. prune: layer-adaptive magnitude pruning (Lee et al. 2021) to `--keep` of the weights on the cubic schedule
    of Zhu and Gupta (2017), while training; pruned weights may come back until the masks are frozen (Guo et
-   al. 2016).
+   al. 2016). Also written bit for bit as a .tersor file, `examples/zoo/lenet5_pruned.tersor`.
 3. round: integers instead of weights, a price per bit in the loss (`rate_training.py`), until the file has
    `--bytes`.
 
@@ -29,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lossless import lossless
 from networks import LeNet5, load
 from rate_training import RoundedNetwork, file_of
 from safetensors.torch import save_file
@@ -135,7 +137,7 @@ class Trainer:
     exact: bool
 
     def __post_init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(self.seed)
+        self.generator = torch.Generator()
 
     def epochs(
         self,
@@ -169,6 +171,7 @@ class Trainer:
 
     def dense(self, model: LeNet5, epochs: int) -> LeNet5:
         """Stage 1: the network itself, a little better."""
+        self.generator.manual_seed(self.seed)
         model = copy.deepcopy(model).to(memory_format=torch.channels_last)
         self.epochs(epochs, model, None, torch.optim.Adam(model.parameters(), lr=1e-3), lambda _: None)
         return model
@@ -178,6 +181,7 @@ class Trainer:
     ) -> LeNet5:
         """Stage 2: from all weights to the share `keep` of them within the first `ramp` of the training; the
         masks move until `frozen` of it."""
+        self.generator.manual_seed(self.seed + 1)
         model = copy.deepcopy(teacher)
         assert isinstance(model, LeNet5)
         parameters = dict(model.named_parameters())
@@ -207,6 +211,7 @@ class Trainer:
 
     def round(self, pruned: LeNet5, teacher: nn.Module, size: int, epochs: int) -> bytes:
         """Stage 3: a file of about `size` bytes."""
+        self.generator.manual_seed(self.seed + 2)
         rounded = RoundedNetwork(copy.deepcopy(pruned), *first_integers(pruned))
         start, price, calls = rounded.refresh() / 8, 1e-6, 0
 
@@ -253,6 +258,7 @@ def main() -> None:
     parser.add_argument("--exact", action="store_true", help="train in float32 instead of bfloat16")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # second moments of pruned weights fade away: as denormals they cost much time
     torch.manual_seed(options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     images = digits(options.data)
@@ -280,6 +286,7 @@ def main() -> None:
     report("given", original, 4 * PARAMETERS)
     dense = stage("dense", lambda: trainer.dense(original, options.epochs[0]))
     pruned = stage("prune", lambda: trainer.prune(dense, options.keep, options.epochs[1]))
+    (options.out / "lenet5_pruned.tersor").write_bytes(lossless(pruned))
     file = options.out / "lenet5.tersor"
     if not file.exists():
         file.write_bytes(trainer.round(pruned, dense, options.bytes, options.epochs[2]))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tersor.adapters.module import inventory_of_module
 from tersor.config import Config
 from tersor.encoding import Encoding, Plan, affine_of
+from tersor.finetune import put_weights
 from tersor.statistics import Statistics
 from tersor.synthesis.scalar import ScalarCode
 from tersor.synthesis.vector import VectorCode
@@ -125,13 +126,9 @@ class RoundedNetwork(nn.Module):
         ]
         return torch.stack(parts).sum()
 
-    @torch.no_grad()
     def write_back(self) -> nn.Module:
         """Put the rounded weights into the model; returns it."""
-        known = dict(self.model.named_parameters())
-        for name, weight in self.weights().items():
-            known[name].copy_(weight)
-        return self.model
+        return put_weights(self.model, self.weights())
 
 
 def _expected(q: Tensor) -> Tensor:

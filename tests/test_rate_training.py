@@ -14,9 +14,11 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
 
+import cifar_views  # noqa: E402
 import lnq_lenet5  # noqa: E402
 import lnq_resnet32  # noqa: E402
 import lnq_table1  # noqa: E402
+import lossless  # noqa: E402
 import networks  # noqa: E402
 from rate_training import RoundedNetwork, file_of  # noqa: E402
 
@@ -117,17 +119,98 @@ def test_resnet32_as_integers_and_back() -> None:
         torch.testing.assert_close(restored[name], tensor, rtol=0.01, atol=0.05)
 
 
-def test_one_step_of_distillation() -> None:
+def random_views(count: int) -> cifar_views.Views:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
     torch.manual_seed(0)
-    teacher = networks.CifarResNet(8).eval()
-    student = copy.deepcopy(teacher)
+    return cifar_views.Views.of(images, [networks.CifarResNet(8).eval() for _ in range(2)])
+
+
+def shrinking(size: int, steps: int) -> lnq_resnet32.Shrinking:
+    torch.manual_seed(1)
+    student = networks.CifarResNet(8).eval()
     names = [name for name, p in student.named_parameters() if p.ndim > 1]
     latents = {name: student.get_parameter(name).detach() * 20 for name in names}
     rounded = RoundedNetwork(student, latents, dict.fromkeys(names, 0.05), train_steps=False)
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
-    images = lnq_resnet32.Images(pixels, pixels[:20], 0)
-    assert images.batch().shape == (64, 3, 32, 32)
-    before = [x.detach().clone() for x in rounded.x]
-    lnq_resnet32.train(rounded, teacher, images, 2, 1.0)
-    assert not all(torch.equal(a, b) for a, b in zip(before, rounded.x, strict=True))
-    assert len(file_of(rounded)) > 1000
+    return lnq_resnet32.Shrinking(rounded, random_views(40), steps, size, 0, rate=0.02)
+
+
+def test_training_brings_the_size_down() -> None:
+    training = shrinking(9000, 20)
+    assert training.start > 12_000
+    training.run()
+    assert len(file_of(training.rounded)) < 0.95 * training.start
+
+
+def test_training_goes_on_from_a_checkpoint(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(lnq_resnet32, "CHECKPOINT", 10)
+    path, lines = tmp_path / "checkpoint", []
+    whole = shrinking(9000, 14)
+    whole.run(path, lines.append)
+    assert len(lines) == 1 and not path.exists()
+    broken = shrinking(9000, 14)
+    monkeypatch.setattr(lnq_resnet32, "distance", stopping(12))
+    with pytest.raises(InterruptedError):
+        broken.run(path, lines.append)
+    monkeypatch.undo()
+    resumed = shrinking(9000, 14)
+    resumed.run(path)
+    assert all(torch.equal(a, b) for a, b in zip(whole.rounded.x, resumed.rounded.x, strict=True))
+
+
+def stopping(after: int):  # type: ignore[no-untyped-def]
+    """The distance of lnq_resnet32 that can be called only so often."""
+    distance, calls = lnq_resnet32.distance, 0
+
+    def limited(*arguments):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise InterruptedError
+        return distance(*arguments)
+
+    return limited
+
+
+def test_pruning_a_network_that_learns() -> None:
+    torch.manual_seed(2)
+    model, views = networks.CifarResNet(8), random_views(64)
+    h = {name: np.ones(p.shape) for name, p in model.named_parameters() if p.ndim > 1}
+    before = model.bn1.weight.detach().clone()
+    lnq_resnet32.prune(model, h, views, 0.6, 5, 0)
+    weights = torch.cat([model.get_parameter(name).flatten() for name in h])
+    assert float((weights == 0).double().mean()) == pytest.approx(0.6, abs=1e-4)
+    assert not torch.equal(model.bn1.weight, before)
+
+
+def test_views_are_crops_and_blends_of_the_sources() -> None:
+    dark = torch.full((3, 3, 32, 32), 100, dtype=torch.uint8)
+    bright = torch.full((5, 3, 32, 32), 200, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    views = torch.cat(list(cifar_views.mixed([dark, bright], 700, generator)))
+    assert views.shape == (700, 3, 32, 32) and views.dtype == torch.uint8
+    centres = views[:, 0, 16, 16]
+    assert set(centres.tolist()) > {100, 200}
+    assert 0.2 < float((centres == 100).double().mean()) < 0.5 and int(centres.min()) == 100
+    assert (views[:, 0, 0, 0] == 0).any(), "black where a crop reaches beyond the image"
+
+
+def test_copies_are_left_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.nn.functional.interpolate(torch.rand(20, 3, 8, 8, generator=generator) * 255, 32).to(torch.uint8)
+    noisy = (images[:4].float() + 4 * torch.randn(4, 3, 32, 32, generator=generator)).clamp(0, 255).to(torch.uint8)
+    assert torch.equal(cifar_views.without_copies(images, noisy), images[4:])
+    assert len(cifar_views.without_copies(images[:0], noisy)) == 0
+
+
+def test_a_file_without_loss() -> None:
+    model = networks.LeNet5()
+    few = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in few.parameters():
+            parameter.copy_((parameter * 20).round() / 20)
+    for network, ratio in ((model, 1.0), (few, 8.0)):
+        data = lossless.lossless(network)
+        assert 4 * 431_080 / len(data) > ratio
+        restored = tersor.restore(data, into=networks.LeNet5()).state_dict()
+        assert all(torch.equal(restored[name], tensor) for name, tensor in network.state_dict().items())

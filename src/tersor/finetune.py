@@ -132,13 +132,17 @@ class SharedValues(nn.Module):
         zero = int(rank[code.zero]) if code.zero >= 0 else -1
         return replace(code, values=values[order], indexes=[rank[index] for index in code.indexes], zero=zero)
 
-    @torch.no_grad()
     def write_back(self) -> nn.Module:
         """Copy the looked-up weights into the model; returns the model."""
-        known = dict(self.model.named_parameters())
-        for name, weight in self.weights().items():
-            known[name].copy_(weight)
-        return self.model
+        return put_weights(self.model, self.weights())
+
+
+@torch.no_grad()
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Copy values, by name and of the same shapes, over parameters of the model; returns the model."""
+    for name, weight in weights.items():
+        model.get_parameter(name).copy_(weight)
+    return model
 
 
 def finetune_shared(
