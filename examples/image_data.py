@@ -35,13 +35,13 @@ Pair = tuple[Tensor, Tensor]
 """Images uint8 [N, 3, H, W] and labels int64 [N]."""
 
 
-def _decoded(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All images of a file of either kind: uint8 [N, H, W, 3], int64 [N]."""
+def _decoded(path: Path, count: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` images (None: all) of a file of either kind: uint8 [N, H, W, 3], int64 [N]."""
     with np.load(path) as file:
-        labels = file["labels"].astype(np.int64)
+        labels = file["labels"][:count].astype(np.int64)
         if "images" in file:
-            return file["images"], labels
-        data, offsets = file["bytes"], file["offsets"]
+            return file["images"][:count], labels
+        data, offsets = file["bytes"], file["offsets"][: len(labels) + 1]
     images = []
     for start, end in itertools.pairwise(offsets):
         with Image.open(io.BytesIO(data[start:end].tobytes())) as image:
@@ -49,14 +49,15 @@ def _decoded(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images), labels
 
 
-def read(path: str | Path, cache: str | Path | None = None) -> Pair:
-    """The images of `path`; with `cache`, a folder, decoded JPEG copies are kept there for the next time.
+def read(path: str | Path, cache: str | Path | None = None, count: int | None = None) -> Pair:
+    """The first `count` images of `path` (None: all).
 
-    The name in the cache depends on the size and the date of `path`, so a changed file is decoded anew.
+    With `cache`, a folder, all decoded JPEG copies are kept there for the next time. The name in the cache depends on
+    the size and the date of `path`, so a changed file is decoded anew.
     """
     path = Path(path)
     if cache is None:
-        images, labels = _decoded(path)
+        images, labels = _decoded(path, count)
     else:
         state = path.stat()
         key = zlib.crc32(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
@@ -65,11 +66,12 @@ def read(path: str | Path, cache: str | Path | None = None) -> Pair:
             with np.load(kept) as file:
                 images, labels = file["images"], file["labels"]
         else:
-            images, labels = _decoded(path)
+            images, labels = _decoded(path, None)
             kept.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
                 np.savez(file, images=images, labels=labels)
             os.replace(file.name, kept)  # never half a file, also with two programs at once
+    images, labels = images[:count], labels[:count]
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels)
 
 

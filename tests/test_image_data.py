@@ -52,6 +52,10 @@ def test_jpeg_copies_are_decoded_and_kept(jpegs: Path, tmp_path: Path) -> None:
     again, _ = image_data.read(jpegs, tmp_path / "cache")
     assert torch.equal(again, 255 - images)  # it was the cache that answered
     assert torch.equal(image_data.read(jpegs)[0], images)
+    assert torch.equal(image_data.read(jpegs, tmp_path / "cache", 5)[0], 255 - images[:5])
+    few, some = image_data.read(jpegs, count=5)
+    assert torch.equal(few, images[:5])
+    assert some.tolist() == [0, 1, 2, 3, 4]
     os.utime(jpegs, (0, 0))
     assert torch.equal(image_data.read(jpegs, tmp_path / "cache")[0], images)  # a changed file is read anew
 
