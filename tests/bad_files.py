@@ -10,6 +10,7 @@ from typing import Any
 
 from forge import file_of, manifest_of, tiny_file, varints
 
+from tersor.bitstream.integers import IntegerWriter
 from tersor.errors import ChecksumError, FormatError, LimitError, TersorError, UnsupportedError
 
 FOLDER = Path(__file__).parent / "golden-errors"
@@ -20,6 +21,15 @@ def two(**columns: Any) -> bytes:
     default = {"names": ((0, b"a\0"), (0, b"b\0")), "dtypes": (0, 0), "axes": (1, 1),
                "dims": (4, 0), "homes": (1, 1)}
     return tiny_file(**default | columns)
+
+
+def head(*integers: tuple[int, int]) -> bytes:
+    """A payload of parameters alone: (value, context) of the integer code, after their length."""
+    writer = IntegerWriter()
+    for value, context in integers:
+        writer.put([value], context)
+    code = writer.finish()
+    return bytes([len(code)]) + code
 
 
 BAD: dict[str, tuple[bytes, type[TersorError], str]] = {
@@ -71,6 +81,19 @@ BAD: dict[str, tuple[bytes, type[TersorError], str]] = {
     "raw-not-deflate": (tiny_file(b"\1\xff\xff"), FormatError, "inflate"),
     "raw-bool": (tiny_file(b"\0\1\0\2", dtypes=(12,)), FormatError, "boolean"),
     "vector-of-integers": (tiny_file(b"", tool=3, dtypes=(1,)), FormatError, "element type"),
+    "transform-of-integers": (tiny_file(head((0, 0)), tool=5, dtypes=(1,)), FormatError, "transform section"),
+    "transform-coder": (tiny_file(head((3, 0)), tool=5), FormatError, "coder"),
+    "transform-swapped": (tiny_file(head((0, 0), (1, 1)), tool=5), FormatError, "swapped"),
+    "transform-taps": (tiny_file(head((0, 0), (0, 1), (0, 2), (0, 3), (4, 4)), tool=5), FormatError, "taps"),
+    "transform-rank": (tiny_file(head((0, 0), (0, 1), (1, 2), (0, 3), (0, 4), (2, 5)), tool=5), FormatError, "rank"),
+    "transform-dct": (tiny_file(head((0, 0), (0, 1), (0, 2), (0, 3), (2, 4)), tool=5, axes=(3,), dims=(2, 2, 34)),
+                      FormatError, "no DCT"),
+    "transform-depth": (tiny_file(head((2, 0), (0, 1), (0, 2), (0, 3), (0, 4), (0, 14), (0, 14), (17, 15)), tool=5),
+                        FormatError, "bit depths"),
+    "transform-step": (tiny_file(head((0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (28801, 7), (0, 8), (0, 8), (-1, 10),
+                                      (0, 13)), tool=5), FormatError, "beyond the grid"),
+    "transform-too-short": (tiny_file(head((2, 0), (0, 1), (0, 2), (0, 3), (0, 4), (0, 14), (0, 14), (9, 15), (0, 7)),
+                                      tool=5), FormatError, "block"),
     "batchnorm-of-one": (tiny_file(b"", tool=2), FormatError, "four vectors"),
 }
 

@@ -38,7 +38,7 @@ def test_verifies(path):
 def test_all_are_there_and_small():
     assert set(GOLDEN) <= {path.stem for path in FILES}
     assert {path.stem for path in FOLDER.iterdir()} == {path.stem for path in FILES}
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 80_000
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 150_000
 
 
 def test_golden_files_are_never_overwritten(monkeypatch, tmp_path):

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
+import tiny_transform  # and this one imports the other: names of either are looked up when they are used
 
 MAGIC = bytes.fromhex("935453520d0a1a0a")
 ELEMENT_TYPES = [
@@ -546,6 +547,7 @@ def stream(
 
 TOOLS: dict[int, Callable[[bytes, list[Tensor]], list[np.ndarray]]] = {
     0: raw, 1: scalar, 2: batchnorm, 3: vector, 4: codebook,
+    5: lambda payload, tensors: tiny_transform.transform(payload, tensors),
 }  # fmt: skip
 
 
