@@ -21,7 +21,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(frozenset(row.split()) for row in (
     "errors", "limits",
     "bitstream", "synthesis", "decoder",  # bytes -> integers -> weights: all that reading needs
     "adapters config packed",
-    "statistics runtime", "calibration tools evaluate", "sensitivity allocation encoding diagonals",
+    "statistics runtime", "calibration tools evaluate", "sensitivity allocation choice diagonals", "encoding",
     "lockstep writer", "encoder", "finetune sweep report",
     "show", "commands", "cli", "__main__",
 ))

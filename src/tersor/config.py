@@ -9,8 +9,13 @@ from typing import Literal
 
 from .errors import ConfigError
 
-TOOLS = ("scalar", "codebook", "raw")
+TOOLS = ("scalar", "transform", "kernels", "codebook", "raw")
 """Coding tools that weights can be given to, named after the files in `tersor.tools`, `tersor.synthesis`."""
+RIVALS = ("scalar", "transform", "kernels")
+"""Tools that propose a code layer by layer; of several, each layer gets the one of least J = D + lambda R."""
+
+CHANNEL_TRANSFORMS = tuple(f"{kind}{axis}" for axis in ("", "-outputs", "-joint") for kind in ("klt", "elt"))
+TAP_TRANSFORMS = ("dct1", "dct2", "klt-taps", "elt-taps")
 
 MODES = ("small", "fast")
 MIN_EFFORT, DEFAULT_EFFORT, MAX_EFFORT = 1, 5, 9
@@ -24,7 +29,7 @@ class LayerConfig:
     per weight more than its sensitivity asks for.
     """
 
-    tool: Literal["scalar", "codebook", "raw"] | None = None
+    tool: Literal["scalar", "transform", "kernels", "codebook", "raw"] | None = None
     weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -63,10 +68,58 @@ class CodebookConfig:
 
 
 @dataclass(frozen=True)
+class TransformConfig:
+    """How the transform tool works (Young, Wang, Taubman, Girod, "Transform quantization for CNN compression").
+
+    * `transforms`: what it may choose from, layer by layer, by J = D + lambda R: "identity"; over input channels "klt",
+      "elt"; over output channels "klt-outputs", "elt-outputs"; over input channels and taps together "klt-joint",
+      "elt-joint"; over taps "dct1", "dct2" (fixed, not stored), "klt-taps", "elt-taps"; and one of the channels with
+      one of the taps, as "elt+dct2". Layers that a transform does not fit (groups, one tap) leave it out.
+    * `coder`: "entropy" (adaptive or rANS, by `Config.mode`), or "fixed": fixed-length codes, a bit-depth for each of
+      `blocks` blocks of coefficients and of basis vectors, chosen on the network's output, as published.
+    * `largest`: a basis has at most so many vectors (its eigenvectors take n^3 operations, its storage n^2 numbers).
+    """
+
+    transforms: tuple[str, ...] = ("identity", "elt", "dct2", "elt+dct2", "elt-taps")
+    coder: Literal["entropy", "fixed"] = "entropy"
+    blocks: int = 8
+    largest: int = 2048
+
+    def __post_init__(self) -> None:
+        if isinstance(self.transforms, str) or not self.transforms:
+            raise ConfigError(f"transforms={self.transforms!r} must be a tuple of names")
+        for name in self.transforms:
+            split_transform(name)
+        if self.coder not in ("entropy", "fixed"):
+            raise ConfigError(f"coder={self.coder!r} is not one of entropy, fixed")
+        if not isinstance(self.blocks, int) or not 1 <= self.blocks <= 255:
+            raise ConfigError(f"blocks={self.blocks!r} must be an integer from 1 to 255")
+        if not isinstance(self.largest, int) or self.largest < 1:
+            raise ConfigError(f"largest={self.largest!r} must be a positive integer")
+
+
+def split_transform(name: str) -> tuple[str, str]:
+    """(transform of channels, transform of taps) that a name stands for, "" for none.
+
+    >>> split_transform("elt+dct2"), split_transform("dct1"), split_transform("identity")
+    (('elt', 'dct2'), ('', 'dct1'), ('', ''))
+    """
+    parts = [] if name == "identity" else name.split("+")
+    channels = [part for part in parts if part in CHANNEL_TRANSFORMS]
+    taps = [part for part in parts if part in TAP_TRANSFORMS]
+    joint = bool(channels) and channels[0].endswith("-joint")
+    if len(channels) + len(taps) != len(parts) or len(channels) > 1 or len(taps) > 1 or (joint and taps):
+        raise ConfigError(f"transform {name!r} is not \"identity\", one of {', '.join(CHANNEL_TRANSFORMS)}, one of "
+                          f"{', '.join(TAP_TRANSFORMS)}, or one of the first (not joint) + one of the second")
+    return (channels[0] if channels else ""), (taps[0] if taps else "")
+
+
+@dataclass(frozen=True)
 class Config:
     """How to encode.
 
-    * `tools`: coding tools for weights: ("scalar",), ("codebook",) or ("raw",); single layers differ by `layers`.
+    * `tools`: coding tools for weights: some of "scalar", "transform", "kernels", between which each layer's
+      J = D + lambda R decides; or ("codebook",) or ("raw",). Single layers differ by `layers`.
     * `mode`: "small" (adaptive contexts, smallest file) or "fast" (static rANS, decodes several hundred
       million weights a second).
     * `effort`: 1 to 9. 1, 2: no error feedback. 3, 4: feedback on the statistics as measured. From 5 on (the
@@ -75,7 +128,7 @@ class Config:
     * `keep_exact`: BatchNorm and every other tensor that is no weight matrix stays bit-exact.
     * `layers`: regular expression (matched against the whole weight name) -> LayerConfig; the first match
       counts.
-    * `codebook`: how the codebook tool works, where it is used.
+    * `codebook`, `transform`: how these tools work, where they are used.
     """
 
     tools: tuple[str, ...] = ("scalar",)
@@ -84,15 +137,18 @@ class Config:
     keep_exact: bool = False
     layers: Mapping[str, LayerConfig] = field(default_factory=dict)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    transform: TransformConfig = field(default_factory=TransformConfig)
 
     def __post_init__(self) -> None:
         if isinstance(self.tools, str) or not self.tools or any(tool not in TOOLS for tool in self.tools):
             raise ConfigError(f"tools={self.tools!r} must be a tuple of some of {', '.join(TOOLS)}")
-        if len(set(self.tools) - {"raw"}) > 1:
-            raise ConfigError("one tool at a time: give tools=('scalar',) or tools=('codebook',), and the tool of "
-                              "single layers by layers={regex: LayerConfig(tool=...)}")
-        if not isinstance(self.codebook, CodebookConfig):
-            raise ConfigError(f"codebook must be a CodebookConfig, not {type(self.codebook).__name__}")
+        if "codebook" in self.tools and len(set(self.tools) - {"raw"}) > 1:
+            raise ConfigError("the codebook tool looks at all its layers together, so it has no rivals: give "
+                              "tools=('codebook',), and the tool of single layers by "
+                              "layers={regex: LayerConfig(tool=...)}")
+        for name, kind in (("codebook", CodebookConfig), ("transform", TransformConfig)):
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigError(f"{name} must be a {kind.__name__}, not {type(getattr(self, name)).__name__}")
         if self.mode not in MODES:
             raise ConfigError(f"mode={self.mode!r} is not one of {', '.join(MODES)}")
         if not isinstance(self.effort, int) or not MIN_EFFORT <= self.effort <= MAX_EFFORT:
@@ -113,9 +169,14 @@ class Config:
         return LayerConfig()
 
     def tool(self, name: str) -> str:
-        """The coding tool of the weight called `name`."""
+        """The coding tool of the weight called `name`; the first of its rivals."""
         default = next((tool for tool in self.tools if tool != "raw"), "raw")
         return self.layer(name).tool or default
+
+    def rivals(self, name: str) -> tuple[str, ...]:
+        """The tools that propose a code for the weight called `name`."""
+        own = self.layer(name).tool
+        return (own,) if own is not None else tuple(tool for tool in RIVALS if tool in self.tools)
 
     def check_patterns(self, names: Iterable[str]) -> None:
         """Raise `ConfigError` for a pattern in `layers` that fits none of the weights `names`: a typing error."""

@@ -17,12 +17,14 @@ import numpy.typing as npt
 
 from .adapters.inventory import Array, BatchNormLayer, Inventory, WeightLayer
 from .bitstream.dtypes import FLOATS, name_of
+from .choice import Chooser, Decision
 from .config import Config
 from .statistics import Statistics
 from .synthesis.batchnorm import BatchNormCode
 from .synthesis.codebook import CodebookCode
 from .synthesis.rounding import to_dtype
 from .synthesis.scalar import ScalarCode
+from .synthesis.transform import TransformCode
 from .synthesis.vector import VectorCode
 from .tools import affine, scalar
 from .tools.clusters import Clusters
@@ -57,9 +59,11 @@ class Plan:
     absorb: dict[str, str] = field(default_factory=dict)
     shared: list[str] = field(default_factory=list)  # of the layers: those of the codebook tool
     memory: dict[tuple[str, ...], dict[int, Clusters]] = field(default_factory=dict)  # see `shared.cluster`
+    chooser: Chooser = field(init=False)
 
     def __post_init__(self) -> None:
         inventory, config = self.inventory, self.config
+        self.chooser = Chooser(config)
         config.check_patterns(name for name, array in inventory.tensors.items() if array.ndim >= 2)
         for layer in inventory.layers:
             array = inventory.tensors[layer.name]
@@ -155,18 +159,20 @@ class Encoding:
     plan: Plan
     price: float
     scalars: dict[str, ScalarCode] = field(default_factory=dict)
+    transforms: dict[str, TransformCode] = field(default_factory=dict)
     batchnorms: dict[str, BatchNormCode] = field(default_factory=dict)
     vectors: dict[str, VectorCode] = field(default_factory=dict)
     codebooks: dict[tuple[str, ...], CodebookCode] = field(default_factory=dict)
     shared: dict[str, Array] = field(default_factory=dict)  # restored tensors of the codebook tool
     fitted: set[str] = field(default_factory=set)  # layers that a walk has visited
+    decisions: dict[str, Decision] = field(default_factory=dict)  # of layers that several tools were tried for
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing is left for `complete`."""
         plan = self.plan
         return all(len(done) == len(wanted) for done, wanted in (
-            ((*self.scalars, *self.shared), plan.layers), (self.batchnorms, plan.batchnorms),
+            ((*self.scalars, *self.transforms, *self.shared), plan.layers), (self.batchnorms, plan.batchnorms),
             (self.vectors, plan.vectors)))
 
     def encode_layer(self, target: LayerTarget) -> Array:
@@ -175,9 +181,13 @@ class Encoding:
         if target.name in self.shared:
             return self.shared[target.name]
         config = self.plan.config
-        options = scalar.ScalarOptions(feedback=config.feedback)
-        code, _ = scalar.encode(target, self.price, options)
-        self.scalars[target.name] = code
+        if config.rivals(target.name) == ("scalar",):
+            self.scalars[target.name], _ = scalar.encode(target, self.price,
+                                                         scalar.ScalarOptions(feedback=config.feedback))
+            return self.restored(target.name)
+        best, self.decisions[target.name] = self.plan.chooser.choose(target, self.price)
+        home: dict[str, dict[str, Any]] = {"scalar": self.scalars, "transform": self.transforms}
+        home[best.tool][target.name] = best.code
         return self.restored(target.name)
 
     def encode_shared(self, bits: float) -> None:
@@ -205,8 +215,10 @@ class Encoding:
         if name in self.shared:
             return self.shared[name]
         array = self.plan.inventory.tensors[name]
-        tensor = self.scalars[name].tensor(array.shape)
-        return to_dtype(tensor.astype(np.float64), name_of(array.dtype), name)
+        dtype = name_of(array.dtype)
+        if name in self.transforms:
+            return self.transforms[name].tensor(array.shape, dtype)
+        return to_dtype(self.scalars[name].tensor(array.shape).astype(np.float64), dtype, name)
 
     def encode_batchnorm(self, prefix: str, scale: Matrix, mean_in: Matrix, mean_out: Matrix) -> BatchNormCode:
         """Quantise y = a z + b: scales `scale` [C], and shifts that map the mean input `mean_in` to `mean_out`.

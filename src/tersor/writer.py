@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+from .adapters.inventory import Inventory
 from .bitstream import container
 from .bitstream.dtypes import name_of
 from .bitstream.manifest import TensorRecord
 from .decoder import TIED
 from .encoding import Encoding
-from .synthesis import batchnorm, codebook, raw, scalar, vector
-from .synthesis.scalar import FAST, SMALL, ScalarCode
+from .synthesis import batchnorm, codebook, raw, scalar, transform, vector
+from .synthesis.scalar import FAST, SMALL
+from .synthesis.transform import TransformCode
 
-RAW, SCALAR, BATCHNORM, VECTOR, CODEBOOK = range(5)
+RAW, SCALAR, BATCHNORM, VECTOR, CODEBOOK, TRANSFORM = range(6)
 """Tool numbers in the file; see `tersor.decoder`."""
 
 GROUP = 1 << 20
@@ -46,12 +51,24 @@ def write(encoding: Encoding) -> Written:
             home[name] = len(sections)
         sections.append((tool, payload))
 
-    for group in _groups([name for name in inventory.tensors if name in encoding.scalars], encoding):
-        codes = [encoding.scalars[name] for name in group]
+    # One section where there is a transform: what the adaptive coder has learnt serves all layers.
+    scalars, transforms = dict(encoding.scalars), dict(encoding.transforms)
+    if transforms:
+        transforms |= {name: TransformCode(code, swapped=code.swapped) for name, code in scalars.items()}
+        scalars = {}
+    for group in _groups(inventory, {name: code.q.size for name, code in scalars.items()}):
+        codes = [scalars[name] for name in group]
         shapes = [inventory.tensors[name].shape for name in group]
-        payload, streams = scalar.encode_counted(codes, shapes, mode, _rows_per_part(codes))
+        payload, streams = scalar.encode_counted(codes, shapes, mode, _rows_per_part([code.q for code in codes]))
         weight_bytes += streams
         add(SCALAR, group, payload)
+    for group in _groups(inventory, {name: code.coefficients.q.size for name, code in transforms.items()}):
+        members = [transforms[name] for name in group]
+        shapes = [inventory.tensors[name].shape for name in group]
+        cuts = _rows_per_part([code.coefficients.q for code in members])
+        payload, streams = transform.encode_counted(members, shapes, mode, cuts)
+        weight_bytes += streams
+        add(TRANSFORM, group, payload)
     for names, code in encoding.codebooks.items():
         shapes = [inventory.tensors[name].shape for name in names]
         payload, streams = codebook.encode(code, shapes, plan.config.codebook.coder)
@@ -80,24 +97,25 @@ def write(encoding: Encoding) -> Written:
     return Written(data, weight_bytes)
 
 
-def _groups(names: Sequence[str], encoding: Encoding) -> Iterator[list[str]]:
-    """Neighbouring layers until a group is full; large layers alone."""
+def _groups(inventory: Inventory, sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Neighbouring layers until a group is full; large layers alone. sizes: integers of each layer that takes part."""
     group: list[str] = []
     filled = 0
-    for name in names:
-        count = encoding.scalars[name].q.size
-        if group and filled + count > GROUP:
+    for name in inventory.tensors:
+        if name not in sizes:
+            continue
+        if group and filled + sizes[name] > GROUP:
             yield group
             group, filled = [], 0
         group.append(name)
-        filled += count
+        filled += sizes[name]
     if group:
         yield group
 
 
-def _rows_per_part(codes: Sequence[ScalarCode]) -> int:
+def _rows_per_part(matrices: Sequence[npt.NDArray[np.int32]]) -> int:
     """0 for one part."""
-    if len(codes) != 1 or codes[0].q.size < 2 * PART:
+    if len(matrices) != 1 or matrices[0].size < 2 * PART:
         return 0
-    rows, columns = codes[0].q.shape
+    rows, columns = matrices[0].shape
     return int(max(1, min(rows, PART // max(1, columns))))
