@@ -26,7 +26,7 @@ import common
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lnq_table1 import lossless
+from lossless import lossless
 from networks import AlexNetCifar, load
 from safetensors.torch import save_file
 from torch import Tensor, nn
