@@ -151,7 +151,7 @@ def _channel_root(target: LayerTarget, rows: Matrix) -> Matrix:
 
 
 def _shrunk(covariance: Matrix, samples: int) -> Matrix:
-    """Correlations shrunk by OAS (equation 23), variances as they are, scaled to a mean variance of 1."""
+    """Correlations shrunk by OAS, variances as they are, scaled to a mean variance of 1."""
     size = len(covariance)
     deviation = np.sqrt(np.diag(covariance))
     if not deviation.any():
