@@ -150,9 +150,8 @@ class TransformCode:
 
         Raises FormatError for a basis or coefficients with an element that is not finite.
         """
-        maps = self.maps(shape)
-        with np.errstate(over="ignore"):
-            values = self.coefficients.matrix()
+        with np.errstate(over="ignore", invalid="ignore"):
+            maps, values = self.maps(shape), self.coefficients.matrix()
         if not all(np.isfinite(x).all() for x in (values, maps.rows, maps.channels, *maps.taps) if x is not None):
             raise FormatError("a transform has an element that is not finite: the file is corrupt")
         return apply_maps(values.reshape(self.coefficient_extents(shape)).astype(np.float64), maps, threads)

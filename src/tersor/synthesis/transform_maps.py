@@ -75,11 +75,11 @@ def apply_maps(coefficients: Matrix, maps: Maps, threads: int = 1) -> Matrix:
     """
     rows, channels, _ = coefficients.shape
     values, outer = coefficients, rows * channels
+    taps = math.prod(matrix.shape[1] for matrix in maps.taps) if maps.taps else coefficients.shape[2]
     for i, matrix in enumerate(maps.taps):
         inner = math.prod(len(later) for later in maps.taps[i + 1 :])
         values = mix(values.reshape(outer, matrix.shape[0], inner), matrix, threads)
         outer *= matrix.shape[1]
-    taps = outer // (rows * channels) if maps.taps and rows * channels else coefficients.shape[2]
     if maps.channels is not None:
         values = mix(values.reshape(rows, channels, taps), maps.channels, threads)
         channels = maps.channels.shape[1]
