@@ -32,7 +32,7 @@ Array: TypeAlias = npt.NDArray[np.generic]
 Decode: TypeAlias = Callable[[bytes, Sequence[TensorRecord], Limits, int], list[Array]]
 
 _TOOLS: dict[int, str] = {0: "raw", 1: "scalar", 2: "batchnorm", 3: "vector", 4: "codebook",
-                          5: "transform"}
+                          5: "transform", 6: "kernels"}
 """Tool id -> module in `tersor.synthesis` with `decode(payload, records, limits, threads)`."""
 
 TIED = "tersor.tied"

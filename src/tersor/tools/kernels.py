@@ -1,0 +1,292 @@
+"""Kernel quantization of one layer at a given lambda ("Kernel quantization for efficient network compression", Yu, Shi,
+Huang, Yu, IEEE Access 2022, with the layer's output as its distortion).
+
+    candidate = propose(target, price, KernelConfig(), "small")      # None: no kernels here, take the scalar tool
+
+Codebooks come from sensitivity-weighted, entropy-constrained k-means (`kernel_kmeans`), their size and whether
+kernels have gains from J = D + lambda R; the values are rounded to a grid (6 bits in the paper); a last pass with
+error feedback (`kernel_choice`) chooses the indexes for the codebook as a decoder has it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ConfigError
+from ..synthesis import grid
+from ..synthesis import kernels as synthesis
+from ..synthesis.kernel_code import KernelCode, compact
+from . import kernel_kmeans as kmeans
+from .candidate import Candidate, distortion
+from .kernel_blocks import Blocks, Metric, blocks_of
+from .kernel_choice import Book, Chosen, Variant, choose
+from .kernel_kmeans import Trained
+from .kernel_refit import refit
+from .metric import Matrix
+from .scalar import ROW_BITS, ROW_RESOLUTION, output_costs
+from .target import LayerTarget
+
+RDO = 0.6
+"""Share of lambda that decisions with feedback pay for a bit."""
+SIZES = tuple(2**i for i in range(1, 11))
+"""Sizes that are tried."""
+FINALISTS = 2
+"""Codebooks that are carried through to the end."""
+VALUE_COST = 4.0
+"""Bits of a codebook value, while sizes are compared; the file is measured in the end."""
+PASSES = 4
+"""Of choosing indexes and fitting the codebook to them."""
+FEWEST = 8
+"""Layers with fewer kernels are left to the scalar tool."""
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """How the kernel tool works.
+
+    * `size`: kernels in a codebook: None for the size that rate-distortion prefers in each layer, an integer, or a
+      mapping from regular expression (on the whole weight name) to integer; layers that none fits get None.
+    * `value_bits`: codebook values have at most so many bits (6 in the paper), or None for what J prefers.
+    * `coder`: "fixed" length of indexes, gains and values, as in the paper; "entropy" (adaptive contexts, or rANS in
+      the fast mode).
+    * `gains`, `signs`: whether a kernel is an integer gain, or a sign, times one of the codebook; None for what J
+      prefers. With gains, signs come along.
+    * `vector`: inputs that form a "kernel" in linear layers and 1 x 1 convolutions; None leaves them to the scalar
+      tool.
+    * `metric`: "block" (the taps' whole block of A, with error feedback) or its "diagonal".
+    * `scope`: one codebook for each "layer", or one for "all" layers of equal kernel size.
+    """
+
+    size: int | Mapping[str, int] | None = None
+    value_bits: int | None = 6
+    coder: Literal["entropy", "fixed"] = "entropy"
+    gains: bool | None = None
+    signs: bool | None = None
+    vector: int | None = None
+    metric: Metric = "block"
+    scope: Literal["layer", "all"] = "layer"
+
+    def __post_init__(self) -> None:
+        sizes = list(self.size.values()) if isinstance(self.size, Mapping) else [self.size]
+        for size in sizes:
+            if size is not None and not (isinstance(size, int) and 1 <= size <= 1 << 16):
+                raise ConfigError(f"size={size!r} must be an integer from 1 to 65536")
+        for pattern in self.size if isinstance(self.size, Mapping) else ():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"size[{pattern!r}] is no regular expression: {error}") from None
+        if self.value_bits is not None and not (isinstance(self.value_bits, int) and 2 <= self.value_bits <= 16):
+            raise ConfigError(f"value_bits={self.value_bits!r} must be an integer from 2 to 16")
+        if self.vector is not None and not (isinstance(self.vector, int) and self.vector >= 1):
+            raise ConfigError(f"vector={self.vector!r} must be a positive integer")
+        for name, allowed in (("coder", ("entropy", "fixed")), ("metric", ("block", "diagonal")),
+                              ("scope", ("layer", "all"))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
+
+    def size_of(self, name: str) -> int | None:
+        """The size that was asked for the layer called `name`."""
+        if isinstance(self.size, Mapping):
+            return next((size for pattern, size in self.size.items() if re.fullmatch(pattern, name)), None)
+        return self.size
+
+    def file_coder(self, mode: str) -> synthesis.Coder:
+        """The coder of the file in the mode "small" or "fast"."""
+        if self.coder == "fixed":
+            return "fixed"
+        return "fast" if mode == "fast" else "adaptive"
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """What is to be tried."""
+        if self.gains:
+            return ("gains",)
+        plain: tuple[Variant, ...] = ("signs",) if self.signs else ("plain",) if self.signs is False else \
+            ("plain", "signs")
+        return plain if self.gains is False else (*plain[:1], "gains")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as this tool sees it: `blocks`, and how a file tells the rows' scales. `target`: transposed
+    convolutions stand on their side, so that their kernels lie in rows."""
+
+    target: LayerTarget
+    blocks: Blocks
+    rows: npt.NDArray[np.int64] | None
+    turned: bool
+
+
+def prepare(target: LayerTarget, config: KernelConfig, feedback: bool = True) -> Layer | None:
+    """None where the layer has no kernels for this tool."""
+    taps = prod(target.shape[2:])
+    turned = target.layer.kind == "conv_transposed" and taps > 1
+    if target.layer.kind == "embedding":
+        return None
+    if taps == 1:
+        if config.vector is None:
+            return None
+        taps = min(config.vector, target.W.shape[2])
+    if turned:
+        target = replace(target, W=np.ascontiguousarray(target.W.transpose(0, 2, 1)), A=target.G, G=target.A,
+                         absorbed=False)
+    if target.count < FEWEST * taps:
+        return None
+    scale, rows = _scales(target, feedback, turned)
+    return Layer(target, blocks_of(target, taps, scale, feedback=feedback, metric=config.metric), rows, turned)
+
+
+def _scales(target: LayerTarget, feedback: bool, turned: bool) -> tuple[Matrix, npt.NDArray[np.int64] | None]:
+    """The unit of each row, [groups, m], in which an error costs the same in all rows; as far as a BatchNorm takes
+    it up, or it pays to tell the file."""
+    if turned:
+        return np.ones(target.W.shape[:2]), None
+    per_channel = target.by_channel(-0.5 * np.log2(output_costs(target, feedback)))
+    per_channel = per_channel - per_channel.mean()
+    if target.absorbed:
+        return target.from_channel(np.exp2(per_channel)), None
+    gain = 0.5 * np.log2(np.exp2(-2.0 * per_channel).mean()) * target.count
+    if gain <= ROW_BITS * per_channel.size or target.file_rows != per_channel.size:
+        return np.ones(target.W.shape[:2]), None
+    rows = np.rint(per_channel * (1 << ROW_RESOLUTION)).astype(np.int64)
+    return target.from_channel(grid.value(rows * (grid.RESOLUTION >> ROW_RESOLUTION))), rows
+
+
+def propose(target: LayerTarget, price: float, config: KernelConfig, mode: str, *, feedback: bool = True,
+            seed: int = 0) -> Candidate | None:
+    """The layer by kernels at lambda = `price`, or None where it has none (1 x 1 convolutions, linear layers without
+    `config.vector`, embeddings, very small layers): they are for the scalar tool.
+
+    Deterministic. `mode`: "small" or "fast", which coder the bits are counted for.
+    """
+    layer = prepare(target, config, feedback)
+    if layer is None:
+        return None
+    rng = np.random.default_rng(seed)
+    wanted = config.size_of(target.name)
+    found = [trained for variant in config.variants
+             for trained in _train(layer.blocks, variant, price, wanted, config, rng)]
+    found.sort(key=lambda trained: _objective(trained, layer.blocks, price, config))
+    ready = [finish(layer, trained.book, price, config, mode, feedback) for trained in found[:FINALISTS]]
+    return min(ready, key=lambda candidate: candidate.cost(price))
+
+
+def _train(blocks: Blocks, variant: Variant, price: float, wanted: int | None, config: KernelConfig,
+           rng: np.random.Generator) -> list[Trained]:
+    """The codebook of the wanted size, or two of the sizes with the least J: sizes grow until J has risen twice."""
+    per_row = float(np.mean(np.concatenate([group.weight for group in blocks.groups])))
+    norm = 1.25 * float(np.sqrt(6.0 * price / (np.log(2.0) * per_row)))  # of a gain's step, at high rate
+    found: list[Trained] = []
+    words = np.zeros((0, blocks.taps))
+    book: Book | None = None
+    sizes = [size for size in SIZES if size * FEWEST <= 2 * blocks.count or size == SIZES[0]]
+    for size in sizes if wanted is None else [size for size in sizes if size < wanted] + [wanted]:
+        words = kmeans.seed(blocks, variant, min(size, blocks.count), words, norm, rng)
+        book = _grown(book, words, variant)
+        last = size == wanted
+        found.append(kmeans.lloyd(blocks, book, price, 12 if last else 4, rng, keep=wanted is not None))
+        book, words = found[-1].book, found[-1].book.words
+        costs = [_objective(trained, blocks, price, config) for trained in found]
+        if wanted is None and len(costs) > 2 and min(costs[-2:]) > min(costs):
+            break
+    if wanted is not None:
+        return found[-1:]
+    order = np.argsort(costs, kind="stable")[:FINALISTS]
+    return [kmeans.lloyd(blocks, found[i].book, price, 4, rng) for i in order]
+
+
+def _grown(book: Book | None, words: Matrix, variant: Variant) -> Book:
+    fresh = kmeans.start(variant, words)
+    if book is None:
+        return fresh
+    bits = np.concatenate([book.bits, np.full(len(words) - book.size, float(np.median(book.bits)))])
+    return replace(fresh, bits=bits, gain_bits=book.gain_bits)
+
+
+def _objective(trained: Trained, blocks: Blocks, price: float, config: KernelConfig) -> float:
+    side = trained.book.words.size * VALUE_COST
+    bits = trained.bits
+    if config.coder == "fixed":
+        size, gains = trained.book.size, trained.book.high - trained.book.low + 1
+        bits = float(blocks.count * (np.ceil(np.log2(size)) + np.ceil(np.log2(gains))))
+        side = trained.book.words.size * float(config.value_bits or VALUE_COST)
+    return trained.distortion + price * (bits + side)
+
+
+# ---- from a trained codebook to integers -----------------------------------------------------------------
+
+def finish(layer: Layer, book: Book, price: float, config: KernelConfig, mode: str, feedback: bool,
+           passes: int = PASSES) -> Candidate:
+    """The layer with this codebook: values on their grid, indexes by passes with feedback, the best of them."""
+    chosen = choose(layer.blocks, book, RDO * price, feedback)
+    book = kmeans.learnt(book, chosen)[0]
+    best: Candidate | None = None
+    for _ in range(passes):
+        values, step = round_values(layer.blocks, book, chosen, price, config)
+        exact = replace(book, words=np.asarray(values * float(grid.value(step)), dtype=np.float64))
+        chosen = choose(layer.blocks, exact, RDO * price, feedback)
+        made = _candidate(layer, exact, values, step, chosen, config, mode)
+        if best is None or made.cost(price) < best.cost(price):
+            best = made
+        words = refit(layer.target, layer.blocks, exact.words, chosen)
+        book = replace(kmeans.learnt(exact, chosen)[0], words=words)
+    assert best is not None
+    return best
+
+
+def round_values(blocks: Blocks, book: Book, chosen: Chosen, price: float,
+                 config: KernelConfig) -> tuple[npt.NDArray[np.int32], int]:
+    """Values on a grid (int32 [k, t], step index) with the least J = D + lambda R."""
+    metric, _ = kmeans.normal_equations(blocks, chosen, book.size)
+    used = chosen.counts(book.size) > 0
+    limit = (1 << ((config.value_bits or 12) - 1)) - 1
+    largest = float(np.abs(book.words[used]).max(initial=0.0)) if used.any() else 0.0
+    if not largest > 0:
+        return np.zeros(book.words.shape, np.int32), 0
+    finest = int(np.ceil(np.log2(largest / (limit + 0.5)) * grid.RESOLUTION))
+    best: tuple[float, npt.NDArray[np.int32], int] | None = None
+    coarsest = int(np.log2(largest / 2.0) * grid.RESOLUTION)
+    for index in range(finest, max(coarsest, finest) + 1, 4):
+        step = float(grid.value(np.clip(index, -grid.MAX_INDEX, grid.MAX_INDEX)))
+        values = np.clip(np.rint(book.words / step), -limit - 1, limit).astype(np.int32)
+        error = values * step - book.words
+        lost = float(np.einsum("ks,kst,kt->", error, metric, error))
+        bits = _value_bits(values[used], config)
+        if best is None or lost + price * bits < best[0]:
+            best = lost + price * bits, values, index
+    assert best is not None
+    return best[1], best[2]
+
+
+def _value_bits(values: npt.NDArray[np.int32], config: KernelConfig) -> float:
+    if config.coder == "fixed":
+        reach = max(int(values.max()), -int(values.min()) - 1, 0)
+        return float(values.size * (1 + reach.bit_length()))
+    return kmeans.ideal_bits(np.bincount((values - values.min()).ravel()).astype(np.float64)) + 2.0 * np.ptp(values)
+
+
+def _candidate(layer: Layer, book: Book, values: npt.NDArray[np.int32], step: int, chosen: Chosen,
+               config: KernelConfig, mode: str) -> Candidate:
+    target = layer.target
+    restored = layer.blocks.restore(chosen.kernels(book.words))
+    index = np.concatenate([part.T for part in chosen.index])
+    gain = None if book.variant == "plain" else np.ascontiguousarray(np.concatenate([part.T for part in chosen.gain]))
+    code = KernelCode(values, np.ascontiguousarray(index), step, gain, layer.rows, ROW_RESOLUTION)
+    (code,) = compact([code])
+    payload, weight_bytes = synthesis.encode_counted([code], [target.shape], config.file_coder(mode),
+                                                     config.value_bits)
+    side = min(8.0 * (len(payload) - weight_bytes), _value_bits(code.values, config) + 60.0)
+    lost = distortion(target, restored)
+    if layer.turned:
+        restored = np.ascontiguousarray(restored.transpose(0, 2, 1))
+    extra = {"plain": "", "signs": ", signs", "gains": ", gains"}[book.variant]
+    return Candidate("kernels", code, restored, lost, 8.0 * weight_bytes + side,
+                     f"{len(code.values)} kernels of {layer.blocks.taps}{extra}", side)
