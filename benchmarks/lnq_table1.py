@@ -1,13 +1,15 @@
 """Table 1 of "Towards the limit of network quantization" (Choi, El-Khamy, Lee, ICLR 2017), on real networks.
 
-    python benchmarks/lnq_table1.py            # -> results/lnq_table1.json and docs/lnq_table1.md
-    python benchmarks/lnq_table1.py --only lenet5
+    python examples/lnq_resnet32.py --out lnq-out   # its stage "pruned" is where ResNet-32 begins
+    python benchmarks/lnq_table1.py --pruned lnq-out/resnet32_pruned.safetensors
+    python benchmarks/lnq_table1.py --only lenet5   # -> results/lnq_table1.json and docs/lnq_table1.md
 
-Every row is a real .tersor file that is restored before it is measured. Of each method a ladder of settings
-is fine-tuned (shared values only, indexes fixed), and the coarsest that keeps the accuracy on held-out
-*training* images stands in the table; the whole ladder is in the JSON. All layers are quantised together and
-Huffman-coded, as in the paper's table. Networks: LeNet-5 as pruned by examples/lnq_lenet5.py
-(zoo/lenet5_pruned.tersor, lossless), ResNet-32 as trained by akamaster, not pruned.
+Every row is a real .tersor file that is restored before it is measured. Networks: LeNet-5 as pruned by
+examples/lnq_lenet5.py (zoo/lenet5_pruned.tersor, lossless), ResNet-32 as trained by akamaster and pruned by
+examples/lnq_resnet32.py. Of each method a ladder of settings is fine-tuned (shared values only, indexes fixed), and
+the coarsest that keeps the accuracy of the pruned network on held-out *training* images stands in the table; the
+whole ladder is in the JSON. All layers are quantised together and Huffman-coded, as in the paper's table; rows of
+"fixed length" are the same networks, survivors coded with equally long words.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ import common
 import numpy as np
 import torch
 import torch.nn.functional as F
+from cifar_views import divergence
 from lnq_lenet5 import accuracy, augmented, digits
+from lnq_resnet32 import HELD_OUT
 from lossless import lossless
 from networks import CifarResNet, LeNet5, load
 from torch import Tensor, nn
@@ -52,6 +56,11 @@ ZOO = common.ROOT / "examples" / "zoo"
 RESULT = common.RESULTS / "lnq_table1.json"
 DOCUMENT = common.ROOT / "docs" / "lnq_table1.md"
 CODER: codebook.Coder = "huffman"
+PAIRS = (("k-means", "Hessian-weighted k-means"), ("uniform", "iterative ECSQ"))
+"""Methods to be compared at equal settings."""
+FIXED = ("k-means", "Hessian-weighted k-means")
+FIXED_LENGTH = ", fixed length"
+"""Methods that are also coded with words of one length, and how their rows are called."""
 PAPER = {  # accuracy in %, ratio; with pruning, Huffman coding and fine-tuning; as far as we have the figures
     "lenet5": {"given": "99.25", "k-means": "44.58x", "uniform": "99.28, 51.25x"},
     "resnet32": {"given": "92.58", "k-means": "18.25x", "uniform": "92.68, 22.17x"},
@@ -83,7 +92,6 @@ class Subject:
     name: str
     given: nn.Module
     start: nn.Module
-    sparse: bool
     train: Callable[[int], Iterable[Pair]]
     loss: Callable[[Tensor, Tensor], Tensor]
     held_out: Pair
@@ -155,15 +163,13 @@ class Subject:
 
 
 def code_of(subject: Subject, cluster: Callable[[np.ndarray, np.ndarray], Clusters]) -> CodebookCode:
-    """All weights by one codebook; of a pruned network the survivors, and zero is one more value."""
+    """All weights by one codebook: the survivors share values, zero is one more."""
     w, h = subject.weights, subject.sensitivity
-    alive = w != 0 if subject.sparse else np.ones(w.size, bool)
+    alive = w != 0
     found = cluster(w[alive], h[alive])
-    values, index = found.values.astype(np.float32), np.zeros(w.size, np.int32)
+    index = np.full(w.size, len(found.values), np.int32)
     index[alive] = found.index
-    if subject.sparse:
-        index[~alive] = len(values)
-        values = np.append(values, np.float32(0))
+    values = np.append(found.values.astype(np.float32), np.float32(0))
     known = dict(subject.start.named_parameters())
     shapes = [known[name].shape for name in subject.names]
     parts = np.split(index, np.cumsum([math.prod(shape) for shape in shapes])[:-1])
@@ -180,14 +186,16 @@ def batchnorm_code(inventory: Inventory, bn: BatchNormLayer) -> batchnorm.BatchN
     return batchnorm.BatchNormCode(index, np.sign(scale).astype(np.int8), 4, integers, step, bn.eps)
 
 
-def file_of(subject: Subject, model: nn.Module, code: CodebookCode) -> tuple[bytes, float]:
+def file_of(
+    subject: Subject, model: nn.Module, code: CodebookCode, coder: codebook.Coder = CODER
+) -> tuple[bytes, float]:
     """A .tersor file with one codebook, and the bits of the paper's count (BatchNorm as in the file)."""
     inventory = inventory_of_module(model)
     tensors = inventory.tensors
-    payload, _ = codebook.encode(code, [tensors[name].shape for name in subject.names], CODER)
+    payload, _ = codebook.encode(code, [tensors[name].shape for name in subject.names], coder)
     sections: list[tuple[int, bytes]] = [(4, payload)]
     home = dict.fromkeys(subject.names, 0)
-    bits = codebook.paper_bits(code, CODER)
+    bits = codebook.paper_bits(code, coder)
     if inventory.batchnorms:
         payload = batchnorm.encode([batchnorm_code(inventory, bn) for bn in inventory.batchnorms])
         home |= {name: len(sections) for bn in inventory.batchnorms for name in bn.names}
@@ -201,10 +209,10 @@ def file_of(subject: Subject, model: nn.Module, code: CodebookCode) -> tuple[byt
     return container.to_bytes(records, sections, parameters=inventory.parameters), bits
 
 
-def ladder(subject: Subject) -> dict[str, list[tuple[str, Callable[[np.ndarray, np.ndarray], Clusters]]]]:
+def ladder() -> dict[str, list[tuple[str, Callable[[np.ndarray, np.ndarray], Clusters]]]]:
     """Method -> its settings, coarsest first."""
-    sizes = (4, 6, 8, 12, 16, 24) if subject.sparse else (6, 8, 12, 16, 24)
-    bits = (1.0, 1.5, 2.0, 2.5, 3.0) if subject.sparse else (1.5, 1.75, 2.0, 2.5, 3.0)
+    sizes = (4, 6, 8, 12, 16, 24, 32)
+    bits = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5)
 
     def means(k: int, weighted: bool) -> Callable[[np.ndarray, np.ndarray], Clusters]:
         return lambda w, h: kmeans(w, h if weighted else None, k, seed=1)
@@ -226,6 +234,9 @@ def best_of(subject: Subject, method: str, settings: Sequence[tuple[str, Any]], 
         codes = [(subject.names, code_of(subject, cluster))]
         code, = finetune_shared(model, codes, subject.train, subject.loss,
                                 lambda p: torch.optim.Adam(p, lr=subject.rate), 1)  # fmt: skip
+        if method in FIXED:
+            data, bits = file_of(subject, model, code, "fixed")
+            rows.append(subject.row(f"{method}{FIXED_LENGTH}", setting, data, bits, started))
         data, bits = file_of(subject, model, code)
         rows.append(subject.row(method, setting, data, bits, started))
         if rows[-1].held_out >= floor:
@@ -244,11 +255,9 @@ def pruned_bits(model: nn.Module) -> float:
 def measure(subject: Subject) -> list[Row]:
     started = time.perf_counter()
     given = subject.row("given", "fp32", lossless(subject.given), 32.0 * subject.parameters, started)
-    rows, start = [given], given
-    if subject.sparse:
-        start = subject.row("pruned", "fp32", lossless(subject.start), pruned_bits(subject.start), started)
-        rows.append(start)
-    for method, settings in ladder(subject).items():
+    start = subject.row("pruned", "fp32", lossless(subject.start), pruned_bits(subject.start), started)
+    rows = [given, start]
+    for method, settings in ladder().items():
         rows += best_of(subject, method, settings, start.held_out - subject.slack)
     return [*rows, best(subject)]
 
@@ -266,28 +275,25 @@ def lenet5(data: Path) -> Subject:
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(images.train[0]), generator=generator)[: 120 * 128].split(128)
     batches = [(augmented(images.train[0][i], generator), images.train[1][i]) for i in order]
-    return Subject("lenet5", given, start, True, lambda _: batches, F.cross_entropy, images.held_out,
+    return Subject("lenet5", given, start, lambda _: batches, F.cross_entropy, images.held_out,
                    images.test, images.train[0][:640], 0.001, 1e-4)  # fmt: skip
 
 
-def resnet32(data: Path) -> Subject:
+def resnet32(data: Path, pruned: Path) -> Subject:
     base = common.subject("resnet32", data)
+    teachers = [base.model, *(common.subject(name, data).model for name in ("resnet20", "resnet56"))]
+    start = load(CifarResNet(32), pruned)
     with np.load(data / "cifar10" / "train.npz") as file:
         images, labels = common.normalised(file["images"]), torch.from_numpy(file["labels"].astype(np.int64))
-    flipped = [x.flip(3) if i % 2 else x for i, x in enumerate(images[320:2880].split(64))]
+    flipped = [x.flip(3) if i % 2 else x for i, x in enumerate(images[320:4160].split(64))]
     with torch.no_grad():
-        batches = [(x, base.model(x)) for x in flipped]
-
-    def loss(output: Tensor, teacher: Tensor) -> Tensor:
-        return F.kl_div(F.log_softmax(output, 1), F.log_softmax(teacher, 1), reduction="batchmean", log_target=True)
-
-    held_out = images[-1000:], labels[-1000:]
-    assert isinstance(base.model, CifarResNet)
-    return Subject("resnet32", base.model, base.model, False, lambda _: batches, loss, held_out,
-                   (base.images, base.labels), images[:320], 0.01, 2e-4)  # fmt: skip
+        batches = [(x, torch.stack([teacher(x) for teacher in teachers]).mean(0)) for x in flipped]
+    held_out = images[-HELD_OUT:], labels[-HELD_OUT:]
+    return Subject("resnet32", base.model, start, lambda _: batches, divergence, held_out,
+                   (base.images, base.labels), images[:320], 0.005, 2e-4)  # fmt: skip
 
 
-SUBJECTS: dict[str, Callable[[Path], Subject]] = {"lenet5": lenet5, "resnet32": resnet32}
+SUBJECTS = ("lenet5", "resnet32")
 TITLES = {
     "lenet5": "LeNet-5, MNIST (10,000 test images)",
     "resnet32": "ResNet-32, CIFAR-10 (first 1,017 test images)",
@@ -297,6 +303,22 @@ TITLES = {
 def chosen(rows: Sequence[Row]) -> list[Row]:
     """The last row of each method: the one that kept the accuracy, or the finest that was tried."""
     return list({row.method: row for row in rows}.values())
+
+
+def side_by_side(rows: Sequence[Row]) -> list[str]:
+    """Two methods at the same setting, as a Markdown table; settings that only one of them tried are left out."""
+    lines: list[str] = []
+    for first, second in PAIRS:
+        one, other = ({row.setting: row for row in rows if row.method == name} for name in (first, second))
+        shared = [setting for setting in one if setting in other]
+        if shared:
+            lines.append(f"| setting | {first}: accuracy | bytes | {second}: accuracy | bytes |")
+            lines.append("|---|---:|---:|---:|---:|")
+        for setting in shared:
+            cells = [f"{row.accuracy:.2%} | {row.bytes:,}" for row in (one[setting], other[setting])]
+            lines.append(f"| {setting} | {' | '.join(cells)} |")
+        lines += [""] if shared else []
+    return lines
 
 
 def document(results: dict[str, list[Row]]) -> str:
@@ -331,7 +353,7 @@ def document(results: dict[str, list[Row]]) -> str:
             cells += [f"{row.change:+.2%} ± {row.change_error:.2%}", counted, f"{row.ratio:.2f}x"]
             cells += [f"{row.bytes:,}", PAPER[name].get(row.method, "")]
             lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
+        lines += ["", "Methods at the same setting (Huffman-coded; test images):", "", *side_by_side(rows)]
     lines += [
         "## AlexNet, ImageNet",
         "",
@@ -349,16 +371,19 @@ def document(results: dict[str, list[Row]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder with the networks and images")
-    parser.add_argument("--only", choices=sorted(SUBJECTS), help="measure one network, keep the other's results")
+    parser.add_argument("--pruned", type=Path, default=Path("lnq-out") / "resnet32_pruned.safetensors",
+                        help="ResNet-32 to begin with, from examples/lnq_resnet32.py")  # fmt: skip
+    parser.add_argument("--only", choices=SUBJECTS, help="measure one network, keep the other's results")
     parser.add_argument("--best", action="store_true", help="only the files in the zoo, keep the other rows")
     parser.add_argument("--table", action="store_true", help="only write the document, from the results as they are")
     options = parser.parse_args()
     torch.set_num_threads(1)
     known = common.read_json(RESULT).get("networks", {})
     results = {name: [Row(**row) for row in known[name]] for name in SUBJECTS if name in known}
-    for name, make in SUBJECTS.items():
+    for name in SUBJECTS:
         if not options.table and options.only in (None, name):
-            subject = make(common.data_folder(options.data))
+            data = common.data_folder(options.data)
+            subject = lenet5(data) if name == "lenet5" else resnet32(data, options.pruned)
             results[name] = [*results[name][:-1], best(subject)] if options.best else measure(subject)
     results = {name: results[name] for name in SUBJECTS if name in results}
     content = {name: [asdict(row) for row in rows] for name, rows in results.items()}
