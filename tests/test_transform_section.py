@@ -341,6 +341,7 @@ def test_wrong_arguments():
                   TransformCode(made.coefficients, channels=made.channels, taps=Dct.I, joint=True),
                   TransformCode(made.coefficients, channels=scalar_matrix(1, 5, 4)),
                   TransformCode(made.coefficients, channels=scalar_matrix(1, 4, 5)),
+                  TransformCode(ScalarCode(made.coefficients.q, 0, trellis=8), channels=made.channels),
                   TransformCode(scalar_matrix(1, 6, 35), channels=made.channels)):
         with pytest.raises(ValueError):
             encode([wrong], [shape], SMALL)

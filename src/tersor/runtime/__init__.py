@@ -1,5 +1,8 @@
-"""Layers that compute from the compressed form: less memory than the dense network, the same numbers."""
+"""Layers that compute from the compressed form: less memory or fewer operations than the dense network."""
 
-from .codebook import CodebookConv2d, CodebookLinear, from_file, memory_bytes
+from .codebook import CodebookConv2d, CodebookLinear, memory_bytes
+from .files import from_file
+from .transform import TransformConv2d, TransformLinear, from_transforms
 
-__all__ = ["CodebookConv2d", "CodebookLinear", "from_file", "memory_bytes"]
+__all__ = ["CodebookConv2d", "CodebookLinear", "TransformConv2d", "TransformLinear", "from_file", "from_transforms",
+           "memory_bytes"]

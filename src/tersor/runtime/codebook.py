@@ -10,6 +10,7 @@ layer with the restored weights: the same operation on the same numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..adapters.module import load_into
-from ..bitstream.container import open_source, read_section
-from ..bitstream.source import Readable
-from ..decoder import TersorFile, tool_name
 from ..errors import ModelError
-from ..limits import DEFAULT_LIMITS, Limits
-from ..synthesis.codebook import CodebookCode, decode_codebook
+from ..synthesis.codebook import CodebookCode
+from .layers import Geometry, replace_layers
 
 
 class _CodebookLayer(nn.Module):
@@ -91,38 +88,15 @@ class CodebookConv2d(_CodebookLayer):
 
     def __init__(self, dense: nn.Conv2d, values: Tensor, index: npt.NDArray[Any] | Tensor) -> None:
         super().__init__(dense, values, index)
-        self.stride, self.padding, self.dilation, self.groups = (
-            dense.stride,
-            dense.padding,
-            dense.dilation,
-            dense.groups,
-        )
-        self.padding_mode = dense.padding_mode
+        self.geometry = Geometry.of(dense)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, in, H, W] -> [N, out, H', W']
-        if self.padding_mode == "zeros":
-            return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-        x = F.pad(x, self._margins(), mode=self.padding_mode)
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
-
-    def _margins(self) -> list[int]:
-        """left, right, top, bottom, as F.pad takes them."""
-        margins: list[int] = []
-        for axis in (1, 0):
-            if self.padding == "same":
-                total = self.dilation[axis] * (self.index.shape[2 + axis] - 1)
-                margins += [total // 2, total - total // 2]
-            else:
-                pad = 0 if isinstance(self.padding, str) else int(self.padding[axis])
-                margins += [pad, pad]
-        return margins
+        return self.geometry.convolve(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        out, per_group, *kernel = self.index.shape
-        return (
-            f"{per_group * self.groups}, {out}, kernel_size={tuple(kernel)}, stride={self.stride}, "
-            f"padding={self.padding}, groups={self.groups}, centres={len(self.values)}"
-        )
+        out, per_group = self.index.shape[:2]
+        channels = per_group * self.geometry.groups
+        return f"{channels}, {out}, {self.geometry}, centres={len(self.values)}"
 
 
 def from_codes(model: nn.Module, codes: Sequence[tuple[Sequence[str], CodebookCode]]) -> nn.Module:
@@ -132,34 +106,12 @@ def from_codes(model: nn.Module, codes: Sequence[tuple[Sequence[str], CodebookCo
     codebook share one tensor of values. Weights of layers other than Conv2d and Linear, and weights that
     several modules use, stay dense. Raises `ModelError` for a name that the model lacks.
     """
-    users: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                users[id(parameter)] = users.get(id(parameter), 0) + 1
+    factories = {}
     for names, code in codes:
         values = torch.from_numpy(np.array(code.values, dtype=np.float32))
         for name, index in zip(names, code.indexes, strict=True):
-            _replace(model, name, values, index, users)
-    return model
-
-
-def from_file(file: Readable, model: nn.Module, *, limits: Limits | None = None) -> nn.Module:
-    """Restore a .tersor file into `model`, with codebook layers wherever the file has codebooks.
-
-    The model is changed in place and returned. Raises `FormatError` for a bad file and `ModelError` for one
-    of another architecture; the model is then unchanged. What is not coded by codebooks stays dense.
-    """
-    limits = limits or DEFAULT_LIMITS
-    codes = []
-    with TersorFile(open_source(file), limits) as found:
-        for i, section in enumerate(found.manifest.sections):
-            if tool_name(section.tool) == "codebook":
-                records = found.manifest.records_of(i)
-                payload = read_section(found._source, found.manifest, i)
-                codes.append(([record.name for record in records], decode_codebook(payload, records, limits)))
-        load_into(model, found.read_all(), found.aliases if found.tied else None)
-    return from_codes(model, codes)
+            factories[name] = partial(_layer, values=values, index=index)
+    return replace_layers(model, factories)
 
 
 def memory_bytes(model: nn.Module) -> int:
@@ -172,26 +124,10 @@ def memory_bytes(model: nn.Module) -> int:
     return sum(held.values())
 
 
-def _replace(
-    model: nn.Module, name: str, values: Tensor, index: npt.NDArray[Any], users: dict[int, int]
-) -> None:
-    path, _, leaf = name.rpartition(".")
-    try:
-        dense = model.get_submodule(path)
-        weight = getattr(dense, leaf)
-    except AttributeError as error:
-        raise ModelError(f"{name}: the model has no such weight") from error
-    alone = users.get(id(weight), 0) == 1
-    parent, _, child = path.rpartition(".")
-    if leaf != "weight" or not alone or not path:
-        return
+def _layer(dense: nn.Module, values: Tensor, index: npt.NDArray[Any]) -> nn.Module | None:
     if type(dense) is nn.Linear:
-        layer: nn.Module = CodebookLinear(dense, values, index)
-    elif type(dense) is nn.Conv2d:
-        layer = CodebookConv2d(dense, values, index)
-    else:
-        return
-    setattr(model.get_submodule(parent), child, layer)
+        return CodebookLinear(dense, values, index)
+    return CodebookConv2d(dense, values, index) if type(dense) is nn.Conv2d else None
 
 
 def _smallest(centres: int) -> torch.dtype:

@@ -82,6 +82,8 @@ class Heads:
                 raise ValueError(f"blocks of whole channels need a unit of {_unit(shape, kind)}, not {code.unit}")
             self._put_blocks(writer, code, kind)
             return shape
+        if code.trellis:
+            raise ValueError("the format has no trellis for transforms")
         writer.put([code.step_index - self._last[kind]], _STEP[kind])
         self._last[kind] = code.step_index
         writer.put(code.shift, _SHIFT)
