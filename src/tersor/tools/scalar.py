@@ -7,17 +7,19 @@ rate-distortion-optimised against code lengths, errors are fed back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ..synthesis import grid
+from ..synthesis import scalar as section
 from ..synthesis.scalar import MAX_SHIFT, SHIFT_UNIT, ScalarCode
-from . import feedback
+from . import feedback, trellis
+from .candidate import Candidate, distortion
 from .feedback import REACH, Rounding
-from .metric import Matrix
-from .target import LayerTarget
+from .metric import Matrix, Triangular
+from .target import LayerTarget, to_matrix
 
 ROW_BITS = 3.5
 """What a row's own step costs as side information, for the decision; the file is measured in the end."""
@@ -27,6 +29,10 @@ FLOOR = 1e-4
 """Smallest sensitivity of an output, as a share of the mean."""
 FINEST, COARSEST = 2.0**-21, 4.0
 """Limits of steps as shares of the largest weight."""
+COUNTED = 1 << 19
+"""Weights of a large layer that are coded to learn what all would take."""
+SAMPLE = 1 << 18
+"""About so many weights of a layer tell the statistics of a trellis."""
 CLASSES = 4
 """Rows are sorted into so many classes of spread, each with its own code lengths."""
 
@@ -36,12 +42,17 @@ class ScalarOptions:
     """rdo: share of lambda that rounding decisions pay for a bit (0: nearest). centroids: move the reconstruction
     points to the means of their members, in layers without feedback (their distortion can only fall; with
     feedback an error depends on the level that was assumed, and nothing was gained in measurements).
-    two_sided: feedback from row to row as well."""
+    two_sided: feedback from row to row as well. trellis: states of dependent quantization, 0 (none), 4 or 8; layers
+    whose rows are not rows of the file (transposed convolutions) stay without. search: as rdo, with a trellis. seen:
+    whether the file's entropy coder sees which quantizer is active (the small one does, the fast one does not)."""
 
     rdo: float = 0.45
     centroids: bool = True
     two_sided: bool = True
     feedback: bool = True
+    trellis: int = 0
+    search: float = 0.8
+    seen: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,11 +76,14 @@ def output_costs(target: LayerTarget, two_sided: bool = True) -> Matrix:
     return np.maximum(g, FLOOR * max(float(g.mean()), 1e-300))
 
 
-def choose_steps(target: LayerTarget, price: float, two_sided: bool = True) -> Steps:
-    """Steps of all rows at lambda = `price`, on the logarithmic grid where the file must tell them."""
+def choose_steps(target: LayerTarget, price: float, two_sided: bool = True, share: float = 1.0) -> Steps:
+    """Steps of all rows at lambda = `price`, on the logarithmic grid where the file must tell them.
+
+    share: factor on the ideal steps, trellis.SUB_STEP with a trellis.
+    """
     g = output_costs(target, two_sided)
     d = np.stack([factor.cost for factor in target.column_factors]).mean(axis=1, keepdims=True)
-    ideal = _sensible(np.sqrt(6.0 * price / (np.log(2.0) * g * d)), target)
+    ideal = _sensible(share * np.sqrt(6.0 * price / (np.log(2.0) * g * d)), target)
     per_channel = target.by_channel(np.log2(ideal))
     if target.absorbed:
         step = target.from_channel(np.exp2(per_channel))
@@ -109,6 +123,8 @@ def encode(target: LayerTarget, price: float, options: ScalarOptions) -> tuple[S
 
     Two looks: plain rounding gives the code lengths, then the real pass with feedback.
     """
+    if options.trellis and target.layer.kind != "conv_transposed":
+        return _encode_trellis(target, price, options)
     steps = choose_steps(target, price, options.two_sided)
     g = output_costs(target, options.two_sided)
     first = [target.W[k] / steps.step[k][:, None] for k in range(target.groups)]
@@ -119,11 +135,7 @@ def encode(target: LayerTarget, price: float, options: ScalarOptions) -> tuple[S
             step=np.ascontiguousarray(steps.step[k]),
             price=options.rdo * price / (g[k] * steps.step[k] ** 2),
             bits=bits, row_class=row_class[k])
-        columns, rows = target.column_factors[k], target.row_factors[k].factor
-        if not options.feedback:
-            columns, rows = columns.without_feedback(), rows.without_feedback()
-        elif not options.two_sided:
-            rows = rows.without_feedback()
+        columns, rows = _factors(target, k, options)
         q, _ = feedback.quantize(target.W[k], columns, rows, rounding)
         codes.append(q)
         fed_back = fed_back or columns.upper is not None or rows.upper is not None
@@ -133,6 +145,63 @@ def encode(target: LayerTarget, price: float, options: ScalarOptions) -> tuple[S
         shift = _centroids(first, codes, costs)
     q = target.to_file(np.stack(codes))
     return ScalarCode(q, steps.index, steps.rows, ROW_RESOLUTION, shift, target.swapped), steps
+
+
+def propose(target: LayerTarget, price: float, options: ScalarOptions, mode: str) -> Candidate:
+    """The scalar tool's offer for a layer at lambda = `price`.
+
+    mode: "small" or "fast", the coder that the bits are counted with, for this layer alone; of a layer with more than
+    COUNTED weights, for so many.
+    """
+    small = mode == "small"
+    code, steps = encode(target, price, replace(options, seen=small))
+    restored = np.asarray(to_matrix(code.tensor(target.shape), target.layer), dtype=np.float64)
+    restored = restored * steps.absorbed[:, :, None]
+    label = f"scalar, trellis of {code.trellis}" if code.trellis else "scalar"
+    return Candidate("scalar", code, restored, distortion(target, restored), _bits(code, target.shape, small), label)
+
+
+def _bits(code: ScalarCode, shape: tuple[int, ...], small: bool) -> float:
+    """Of the payload; of a large layer the first rows are coded."""
+    share, axis = 1.0, 1 if code.swapped else 0
+    rows = -(-COUNTED // max(code.q.shape[1], 1))
+    if rows < len(code.q):
+        share = rows / len(code.q)
+        shape = (*shape[:axis], rows, *shape[axis + 1 :])
+        code = replace(code, q=code.q[:rows], row_index=None if code.row_index is None else code.row_index[:rows])
+    return 8.0 * len(section.encode([code], [shape], section.SMALL if small else section.FAST)) / share
+
+
+def _encode_trellis(target: LayerTarget, price: float, options: ScalarOptions) -> tuple[ScalarCode, Steps]:
+    """Two searches: one without feedback, of some rows, for the statistics; then the real one."""
+    states, groups = options.trellis, range(target.groups)
+    steps = choose_steps(target, price, options.two_sided, trellis.SUB_STEP)
+    g = output_costs(target, options.two_sided)
+    values = [target.W[k] / steps.step[k][:, None] for k in groups]
+    row_class, _ = code_lengths(values)
+
+    def rounding(k: int, counts: Matrix, every: int = 1) -> trellis.Rounding:
+        step = np.ascontiguousarray(steps.step[k, ::every])
+        return trellis.Rounding(step, options.search * price / (g[k, ::every] * step**2),
+                                trellis.code_lengths(counts, options.seen), row_class[k][::every].copy(), states)
+
+    counts = np.sum([trellis.count_nearest(values[k], row_class[k], CLASSES) for k in groups], axis=0)
+    every = 1 + target.count // SAMPLE
+    alone = Triangular(None, g[0])  # only without feedback are some of the rows enough
+    sample = [trellis.quantize(target.W[k, ::every], target.column_factors[k].without_feedback(), alone,
+                               rounding(k, counts, every))[0] for k in groups]
+    counts = np.sum([trellis.count(sample[k], states, row_class[k][::every], CLASSES) for k in groups], axis=0)
+    codes = [trellis.quantize(target.W[k], *_factors(target, k, options), rounding(k, counts))[0] for k in groups]
+    q = target.to_file(np.stack(codes))
+    return ScalarCode(q, steps.index, steps.rows, ROW_RESOLUTION, (0, 0), target.swapped, states), steps
+
+
+def _factors(target: LayerTarget, group: int, options: ScalarOptions) -> tuple[Triangular, Triangular]:
+    """Of A and of G, without what the options leave out."""
+    columns, rows = target.column_factors[group], target.row_factors[group].factor
+    if not options.feedback:
+        return columns.without_feedback(), rows.without_feedback()
+    return columns, rows if options.two_sided else rows.without_feedback()
 
 
 def code_lengths(values: list[Matrix]) -> tuple[list[npt.NDArray[np.int32]], Matrix]:
