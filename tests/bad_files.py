@@ -94,6 +94,16 @@ BAD: dict[str, tuple[bytes, type[TersorError], str]] = {
                                       (0, 13)), tool=5), FormatError, "beyond the grid"),
     "transform-too-short": (tiny_file(head((2, 0), (0, 1), (0, 2), (0, 3), (0, 4), (0, 14), (0, 14), (9, 15), (0, 7)),
                                       tool=5), FormatError, "block"),
+    "kernels-of-integers": (tiny_file(head((0, 0)), tool=6, dtypes=(1,)), FormatError, "kernel section"),
+    "kernels-coder": (tiny_file(head((3, 0)), tool=6), FormatError, "coder"),
+    "kernels-codebook": (tiny_file(head((0, 0), (0, 1), (0, 2), (-1, 3)), tool=6), FormatError, "codebook"),
+    "kernels-taps": (tiny_file(head((0, 0), (0, 1), (0, 2), (0, 3), (2, 4), (0, 5), (6, 6)), tool=6), FormatError,
+                     "taps"),
+    "kernels-too-many": (tiny_file(head((0, 0), (0, 1), (0, 2), (0, 3), (1, 4), (3, 5), (6, 6), (0, 8), (-1, 9),
+                                        (0, 11), (0, 14), (0, 14)), tool=6), FormatError, "a codebook of 4"),
+    "kernels-index": (tiny_file(head((0, 0), (0, 1), (0, 2), (0, 3), (1, 4), (2, 5), (8, 6), (0, 8), (-1, 9), (0, 11),
+                                     (3, 14), (0, 14)) + bytes([128, 128, 128, 0b00011100]), tool=6), FormatError,
+                      "kernel index"),
     "batchnorm-of-one": (tiny_file(b"", tool=2), FormatError, "four vectors"),
 }
 

@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
-import tiny_transform  # and this one imports the other: names of either are looked up when they are used
+import tiny_kernels  # this one and the next import the other: names of either are looked up when they are used
+import tiny_transform
 
 MAGIC = bytes.fromhex("935453520d0a1a0a")
 ELEMENT_TYPES = [
@@ -548,6 +549,7 @@ def stream(
 TOOLS: dict[int, Callable[[bytes, list[Tensor]], list[np.ndarray]]] = {
     0: raw, 1: scalar, 2: batchnorm, 3: vector, 4: codebook,
     5: lambda payload, tensors: tiny_transform.transform(payload, tensors),
+    6: lambda payload, tensors: tiny_kernels.kernels(payload, tensors),
 }  # fmt: skip
 
 

@@ -92,6 +92,7 @@ def restore(values: Integers, index: Integers, gain: Integers | None, steps: npt
         kernels = table[index[part]]
         if gain is not None:
             kernels *= gain[part, :, None]
+            kernels += 0.0  # an integer 0 has no sign
         kernels *= steps[part, None, None]
         out[part] = kernels.reshape(len(kernels), -1)[:, :columns]
     return np.asarray(unview(out, shape, swapped))
