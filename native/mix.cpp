@@ -2,7 +2,7 @@
 //
 //     out[a, j, b] = (...((0 + in[a, 0, b] * basis[0, j]) + in[a, 1, b] * basis[1, j]) + ...)
 //
-// A product is rounded before it is added (the build forbids contraction). Terms whose `in` is zero are left
+// A product is rounded before it is added (the build forbids contraction). Terms whose `in` is zero may be left
 // out: for finite numbers that changes nothing, since a sum that starts with +0 never becomes -0.
 #include <algorithm>
 #include <cstdint>
@@ -17,9 +17,10 @@
 
 namespace {
 
-constexpr int64_t LINES = 16;    // (a, b) pairs that share what they read of the basis
+constexpr int64_t LINES = 16;     // (a, b) pairs that share what they read of the basis
 constexpr int64_t OUTPUTS = 128;  // columns of the basis at a time
-constexpr int64_t TERMS = 32;    // rows of the basis at a time: with OUTPUTS, 32 KiB
+constexpr int64_t TERMS = 32;     // rows of the basis at a time: with OUTPUTS, 32 KiB
+constexpr int64_t SMALL = 256;    // bases of so many numbers, such as those of kernel axes, go without blocks
 
 struct Mix {
   const double* in;
@@ -76,6 +77,19 @@ TERSOR_INLINE void mix_lines(const Mix& m, int64_t first, int64_t last) {
   }
 }
 
+void mix_small(const Mix& m, int64_t first, int64_t last) {
+  for (int64_t line = first; line < last; ++line) {
+    const int64_t a = line / m.inner, b = line % m.inner;
+    const double* x = m.in + a * m.terms * m.inner + b;
+    double* to = m.out + a * m.outputs * m.inner + b;
+    for (int64_t j = 0; j < m.outputs; ++j) {
+      double sum = 0.0;
+      for (int64_t i = 0; i < m.terms; ++i) sum += x[i * m.inner] * m.basis[i * m.outputs + j];
+      to[j * m.inner] = sum;
+    }
+  }
+}
+
 void mix_portable(const Mix& m, int64_t first, int64_t last) { mix_lines(m, first, last); }
 
 #if TERSOR_HAS_AVX2
@@ -104,6 +118,10 @@ TERSOR_API int64_t tersor_mix(const double* in, int64_t in_size, const double* b
   if (first == last || out_size == 0) return 0;
   if (last > out_size / outputs) return TERSOR_BAD_ARGUMENT;
   const Mix m{in, basis, out, terms, inner, outputs};
+  if (basis_size <= SMALL) {
+    mix_small(m, first, last);
+    return 0;
+  }
 #if TERSOR_HAS_AVX2
   if (simd >= 1 && tersor_simd_level() >= 1) {
     mix_avx2(m, first, last);

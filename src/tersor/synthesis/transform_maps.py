@@ -107,8 +107,12 @@ def mix(values: Matrix, basis: Matrix, threads: int = 1) -> Matrix:
         native.check(_mix(values, values.size, basis, basis.size, out, out.size, outer, terms, inner, outputs,
                           first, min(first + task, lines), native.simd_level()), "mixing")
 
-    with ThreadPoolExecutor(max(threads, 1)) as pool:
-        list(pool.map(run, range(0, lines, task)))
+    starts = range(0, lines, task)
+    if len(starts) == 1:
+        run(0)
+    else:
+        with ThreadPoolExecutor(max(threads, 1)) as pool:
+            list(pool.map(run, starts))
     return out
 
 
