@@ -207,3 +207,23 @@ def test_exported_saved_and_trained(file, tmp_path):
     expected.square().sum().backward()
     assert all(parameter.grad is not None for parameter in model[3].parameters())
     assert from_file(file, network()).double()(x.double()).dtype == torch.float64
+
+
+def low_rank_network() -> nn.Sequential:
+    """Its convolution needs 2 of 24 combinations of input channels."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(24, 24, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                          nn.Linear(24, 10)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.einsum("okhw,ki->oihw", torch.randn(24, 2, 3, 3), torch.randn(2, 24)) / 10)
+    return model
+
+
+def test_compressed_network():
+    """From the encoder: a layer of low rank runs in the transform domain, one of 10 outputs has 10 vectors at most."""
+    data = tersor.compress(low_rank_network(), bits=3.0, tools=("transform",)).data
+    dense, compact = tersor.restore(data, into=low_rank_network()), from_file(data, low_rank_network())
+    assert type(compact[0]) is TransformConv2d
+    macs = compact[0].macs((6, 6))
+    assert macs.transformed < 0.3 * macs.dense
+    assert_same(compact, dense, torch.randn(2, 24, 6, 6))

@@ -142,7 +142,9 @@ def _float_basis(target: LayerTarget, channels: str, taps: str) -> _Basis:
 def _learned(target: LayerTarget, kind: str, axis: str) -> Matrix:
     weights, gradients = _covariances(target, axis)
     found = transforms.klt(weights) if kind == "klt" else transforms.elt(weights, gradients)
-    return np.ascontiguousarray(found.ordered(weights, gradients).normalised().basis)
+    outputs, inputs, taps = section.extents(target.shape, target.swapped).most(axis == "joint")
+    spanned = {"outputs": outputs, "taps": taps}.get(axis, inputs)  # what lies beyond has no weights at all
+    return np.ascontiguousarray(found.ordered(weights, gradients).normalised().basis[:spanned])
 
 
 def _covariances(target: LayerTarget, axis: str) -> tuple[Matrix, Matrix]:
