@@ -271,7 +271,10 @@ CIFAR: dict[str, Narrow] = {
     "resnet18": Narrow(lambda w, n: ResNet18(n, width=round(64 * w), small_input=True), 0.25),
     "resnet34": Narrow(lambda w, n: ResNet34(n, width=round(64 * w), small_input=True), 0.25),
     "resnet50": Narrow(lambda w, n: ResNet50(n, width=round(64 * w), small_input=True), 0.25),
-    "densenet": Narrow(lambda w, n: DenseNet(n, growth=round(32 * w), small_input=True), 0.25),
+    "densenet": Narrow(
+        lambda w, n: DenseNet(n, growth=round(32 * w), blocks=(3, 6, 12, 8), small_input=True), 0.375
+    ),  # half of DenseNet-121's dense layers
+    "densenet121": Narrow(lambda w, n: DenseNet(n, growth=round(32 * w), small_input=True), 0.25),
     "mobilenet_v2": Narrow(lambda w, n: MobileNetV2(n, width=w, small_input=True), 0.5),
 }
 """Networks for 32x32 images, normalised as in `image_data.py`."""
