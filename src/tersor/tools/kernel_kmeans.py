@@ -98,6 +98,8 @@ def seed(blocks: Blocks, variant: Variant, k: int, known: Matrix, norm: float, r
         length = np.sqrt(energy[i])
         added.append(words[i] * (norm / length) if variant == "gains" and length > 0 else words[i])
         nearest = np.minimum(nearest, distance(points[i]))
+    if not added and not len(known):
+        return np.zeros((1, blocks.taps))  # a layer of zeros
     return np.concatenate([known, *(word[None] for word in added)]) if added else known
 
 
