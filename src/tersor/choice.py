@@ -7,22 +7,25 @@ holds for nearby lambdas too, so the search for a target asks all rivals only no
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-import numpy as np
-
-from .config import Config
-from .synthesis import scalar as section
-from .tools import scalar, transform
-from .tools.candidate import Candidate, distortion
-from .tools.target import LayerTarget, to_matrix
+from .config import TRELLIS_EFFORT, Config
+from .tools import kernels, scalar, transform
+from .tools.candidate import Candidate
+from .tools.target import LayerTarget
 
 REUSE = 0.75
 """A decision is kept while log2 lambda is within this of where it was made."""
 
-Variant: TypeAlias = tuple[str, str]
-"""A tool, and which of its ways."""
+
+@dataclass(frozen=True)
+class Variant:
+    """A tool, which of its ways, and the states of a trellis."""
+
+    tool: str
+    name: str = ""
+    trellis: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,14 @@ class Chooser:
         if known is not None and abs(log_price - known.log_price) <= REUSE:
             best = self._propose(target, price, known.variant)
         if best is None:
-            offers = [(variant, candidate) for variant in self._variants(target)
-                      if (candidate := self._propose(target, price, variant)) is not None]
+            offers = self._offers(target, price, self._variants(target))
             if not offers:  # no tool of the rivals is made for such a layer
-                offers = [(variant, candidate) for variant in [("scalar", "")]
-                          if (candidate := self._propose(target, price, variant)) is not None]
+                offers = self._offers(target, price, [Variant("scalar")])
             variant, best = min(offers, key=lambda offer: offer[1].cost(price))
+            # A trellis helps all alike: only the best so far is worth the time.
+            if self.config.effort >= TRELLIS_EFFORT and best.tool != "kernels":
+                offers += self._offers(target, price, [replace(variant, trellis=8)])
+                variant, best = min(offers, key=lambda offer: offer[1].cost(price))
             least = max(best.cost(price), 1e-300)
             losers = tuple((loser.label, loser.cost(price) / least) for _, loser in offers if loser is not best)
             known = self._known[target.name] = _Known(log_price, variant, losers)
@@ -76,28 +81,27 @@ class Chooser:
         return best, Decision(best.tool, best.label, target.count, best.bits, best.side_bits, best.distortion,
                               known.losers)
 
+    def _offers(self, target: LayerTarget, price: float,
+                variants: Sequence[Variant]) -> list[tuple[Variant, Candidate]]:
+        return [(variant, candidate) for variant in variants
+                if (candidate := self._propose(target, price, variant)) is not None]
+
     def _variants(self, target: LayerTarget) -> list[Variant]:
         """What is worth a full trial."""
-        rivals = self.config.rivals(target.name)
-        found: list[Variant] = [("scalar", "")] if "scalar" in rivals else []
+        config = self.config
+        rivals = config.rivals(target.name)
+        found = [Variant("scalar")] if "scalar" in rivals else []
         if "transform" in rivals:
-            found += [("transform", name) for name in self.config.transform.transforms
-                      if transform.fits(target, name, self.config.transform)
+            found += [Variant("transform", name) for name in config.tried_transforms
+                      if transform.fits(target, name, config.transform)
                       and not (name == "identity" and "scalar" in rivals)]
-        return found
+        return [*found, Variant("kernels")] if "kernels" in rivals else found
 
     def _propose(self, target: LayerTarget, price: float, variant: Variant) -> Candidate | None:
-        tool, name = variant
-        if tool == "transform":
-            return transform.propose(target, price, name, self.config)
-        return _scalar(target, price, self.config)
-
-
-def _scalar(target: LayerTarget, price: float, config: Config) -> Candidate:
-    """The scalar tool's offer, its bits those of the layer coded alone."""
-    code, steps = scalar.encode(target, price, scalar.ScalarOptions(feedback=config.feedback))
-    restored = np.asarray(to_matrix(code.tensor(target.shape), target.layer), dtype=np.float64)
-    restored = restored * steps.absorbed[:, :, None]
-    mode = section.SMALL if config.mode == "small" else section.FAST
-    bits = 8.0 * len(section.encode([code], [target.shape], mode))
-    return Candidate("scalar", code, restored, distortion(target, restored), bits, "scalar")
+        config = self.config
+        if variant.tool == "transform":
+            return None if variant.trellis else transform.propose(target, price, variant.name, config)
+        if variant.tool == "kernels":
+            return kernels.propose(target, price, config.kernels, config.mode, feedback=config.feedback)
+        options = scalar.ScalarOptions(feedback=config.feedback, trellis=variant.trellis)
+        return scalar.propose(target, price, options, config.mode)

@@ -13,6 +13,10 @@ TOOLS = ("scalar", "transform", "kernels", "codebook", "raw")
 """Coding tools that weights can be given to, named after the files in `tersor.tools`, `tersor.synthesis`."""
 RIVALS = ("scalar", "transform", "kernels")
 """Tools that propose a code layer by layer; of several, each layer gets the one of least J = D + lambda R."""
+TRELLIS_EFFORT, TRANSFORM_EFFORT, KERNEL_EFFORT = 6, 7, 9
+"""Efforts from which the encoder also tries trellis-coded quantization, transforms, kernels."""
+QUICK_TRANSFORMS = ("dct1", "klt-taps")
+ALL_TRANSFORMS = ("identity", "elt", "elt-outputs", "dct1", "dct2", "klt-taps", "elt-taps", "elt+dct1")
 
 CHANNEL_TRANSFORMS = tuple(f"{kind}{axis}" for axis in ("", "-outputs", "-joint") for kind in ("klt", "elt"))
 TAP_TRANSFORMS = ("dct1", "dct2", "klt-taps", "elt-taps")
@@ -71,7 +75,8 @@ class CodebookConfig:
 class TransformConfig:
     """How the transform tool works (Young, Wang, Taubman, Girod, "Transform quantization for CNN compression").
 
-    * `transforms`: what it may choose from, layer by layer, by J = D + lambda R: "identity"; over input channels "klt",
+    * `transforms`: what it may choose from, layer by layer, by J = D + lambda R (None: a selection): "identity"; over
+      input channels "klt",
       "elt"; over output channels "klt-outputs", "elt-outputs"; over input channels and taps together "klt-joint",
       "elt-joint"; over taps "dct1", "dct2" (fixed, not stored), "klt-taps", "elt-taps"; and one of the channels with
       one of the taps, as "elt+dct2". Layers that a transform does not fit (groups, one tap) leave it out.
@@ -80,15 +85,15 @@ class TransformConfig:
     * `largest`: a basis has at most so many vectors (its eigenvectors take n^3 operations, its storage n^2 numbers).
     """
 
-    transforms: tuple[str, ...] = ("identity", "elt", "dct2", "elt+dct2", "elt-taps")
+    transforms: tuple[str, ...] | None = None
     coder: Literal["entropy", "fixed"] = "entropy"
     blocks: int = 8
     largest: int = 2048
 
     def __post_init__(self) -> None:
-        if isinstance(self.transforms, str) or not self.transforms:
+        if isinstance(self.transforms, str) or self.transforms == ():
             raise ConfigError(f"transforms={self.transforms!r} must be a tuple of names")
-        for name in self.transforms:
+        for name in self.transforms or ():
             split_transform(name)
         if self.coder not in ("entropy", "fixed"):
             raise ConfigError(f"coder={self.coder!r} is not one of entropy, fixed")
@@ -115,38 +120,92 @@ def split_transform(name: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
+class KernelConfig:
+    """How the kernel tool works.
+
+    * `size`: kernels in a codebook: None for the size that rate-distortion prefers in each layer, an integer, or a
+      mapping from regular expression (on the whole weight name) to integer; layers that none fits get None.
+    * `value_bits`: codebook values have at most so many bits (6 in the paper), or None for what J prefers.
+    * `coder`: "fixed" length of indexes, gains and values, as in the paper; "entropy" (adaptive contexts, or rANS in
+      the fast mode).
+    * `gains`, `signs`: whether a kernel is an integer gain, or a sign, times one of the codebook; None for what J
+      prefers. With gains, signs come along.
+    * `vector`: inputs that form a "kernel" in linear layers and 1 x 1 convolutions; None leaves them to the scalar
+      tool.
+    * `metric`: "block" (the taps' whole block of A, with error feedback) or its "diagonal".
+    * `scope`: one codebook for each "layer", or one for "all" layers of equal kernel size.
+    """
+
+    size: int | Mapping[str, int] | None = None
+    value_bits: int | None = 6
+    coder: Literal["entropy", "fixed"] = "entropy"
+    gains: bool | None = None
+    signs: bool | None = None
+    vector: int | None = None
+    metric: Literal["block", "diagonal"] = "block"
+    scope: Literal["layer", "all"] = "layer"
+
+    def __post_init__(self) -> None:
+        sizes = list(self.size.values()) if isinstance(self.size, Mapping) else [self.size]
+        for size in sizes:
+            if size is not None and not (isinstance(size, int) and 1 <= size <= 1 << 16):
+                raise ConfigError(f"size={size!r} must be an integer from 1 to 65536")
+        for pattern in self.size if isinstance(self.size, Mapping) else ():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"size[{pattern!r}] is no regular expression: {error}") from None
+        if self.value_bits is not None and not (isinstance(self.value_bits, int) and 2 <= self.value_bits <= 16):
+            raise ConfigError(f"value_bits={self.value_bits!r} must be an integer from 2 to 16")
+        if self.vector is not None and not (isinstance(self.vector, int) and self.vector >= 1):
+            raise ConfigError(f"vector={self.vector!r} must be a positive integer")
+        for name, allowed in (("coder", ("entropy", "fixed")), ("metric", ("block", "diagonal")),
+                              ("scope", ("layer", "all"))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
+
+    def size_of(self, name: str) -> int | None:
+        """The size that was asked for the layer called `name`."""
+        if isinstance(self.size, Mapping):
+            return next((size for pattern, size in self.size.items() if re.fullmatch(pattern, name)), None)
+        return self.size
+
+
+@dataclass(frozen=True)
 class Config:
     """How to encode.
 
     * `tools`: coding tools for weights: some of "scalar", "transform", "kernels", between which each layer's
-      J = D + lambda R decides; or ("codebook",) or ("raw",). Single layers differ by `layers`.
+      J = D + lambda R decides; or ("codebook",) or ("raw",). None: by `effort`. Single layers differ by `layers`.
     * `mode`: "small" (adaptive contexts, smallest file) or "fast" (static rANS, decodes several hundred
       million weights a second).
     * `effort`: 1 to 9. 1, 2: no error feedback. 3, 4: feedback on the statistics as measured. From 5 on (the
       default), where the statistics kept samples, a second walk through the network in the order of the
-      data: every layer makes up for the errors of those before it.
+      data: every layer makes up for the errors of those before it. 6: trellis-coded quantization where it pays;
+      7: transforms of the taps, too; 9: all transforms, and kernels.
     * `keep_exact`: BatchNorm and every other tensor that is no weight matrix stays bit-exact.
     * `layers`: regular expression (matched against the whole weight name) -> LayerConfig; the first match
       counts.
-    * `codebook`, `transform`: how these tools work, where they are used.
+    * `codebook`, `transform`, `kernels`: how these tools work, where they are used.
     """
 
-    tools: tuple[str, ...] = ("scalar",)
+    tools: tuple[str, ...] | None = None
     mode: str = "small"
     effort: int = DEFAULT_EFFORT
     keep_exact: bool = False
     layers: Mapping[str, LayerConfig] = field(default_factory=dict)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     transform: TransformConfig = field(default_factory=TransformConfig)
+    kernels: KernelConfig = field(default_factory=KernelConfig)
 
     def __post_init__(self) -> None:
-        if isinstance(self.tools, str) or not self.tools or any(tool not in TOOLS for tool in self.tools):
+        if isinstance(self.tools, str) or self.tools == () or any(tool not in TOOLS for tool in self.tools or ()):
             raise ConfigError(f"tools={self.tools!r} must be a tuple of some of {', '.join(TOOLS)}")
-        if "codebook" in self.tools and len(set(self.tools) - {"raw"}) > 1:
+        if self.tools is not None and "codebook" in self.tools and len(set(self.tools) - {"raw"}) > 1:
             raise ConfigError("the codebook tool looks at all its layers together, so it has no rivals: give "
                               "tools=('codebook',), and the tool of single layers by "
                               "layers={regex: LayerConfig(tool=...)}")
-        for name, kind in (("codebook", CodebookConfig), ("transform", TransformConfig)):
+        for name, kind in (("codebook", CodebookConfig), ("transform", TransformConfig), ("kernels", KernelConfig)):
             if not isinstance(getattr(self, name), kind):
                 raise ConfigError(f"{name} must be a {kind.__name__}, not {type(getattr(self, name)).__name__}")
         if self.mode not in MODES:
@@ -168,15 +227,30 @@ class Config:
                 return layer
         return LayerConfig()
 
+    @property
+    def chosen_tools(self) -> tuple[str, ...]:
+        """`tools`, or what the effort allows."""
+        if self.tools is not None:
+            return self.tools
+        wanted = {"scalar": 0, "transform": TRANSFORM_EFFORT, "kernels": KERNEL_EFFORT}
+        return tuple(tool for tool in RIVALS if self.effort >= wanted[tool])
+
+    @property
+    def tried_transforms(self) -> tuple[str, ...]:
+        """`transform.transforms`, or a selection: a small one where the effort alone has brought in the tool."""
+        if self.transform.transforms is not None:
+            return self.transform.transforms
+        return QUICK_TRANSFORMS if self.tools is None and self.effort < KERNEL_EFFORT else ALL_TRANSFORMS
+
     def tool(self, name: str) -> str:
         """The coding tool of the weight called `name`; the first of its rivals."""
-        default = next((tool for tool in self.tools if tool != "raw"), "raw")
+        default = next((tool for tool in self.chosen_tools if tool != "raw"), "raw")
         return self.layer(name).tool or default
 
     def rivals(self, name: str) -> tuple[str, ...]:
         """The tools that propose a code for the weight called `name`."""
         own = self.layer(name).tool
-        return (own,) if own is not None else tuple(tool for tool in RIVALS if tool in self.tools)
+        return (own,) if own is not None else tuple(tool for tool in RIVALS if tool in self.chosen_tools)
 
     def check_patterns(self, names: Iterable[str]) -> None:
         """Raise `ConfigError` for a pattern in `layers` that fits none of the weights `names`: a typing error."""

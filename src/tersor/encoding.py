@@ -18,10 +18,11 @@ import numpy.typing as npt
 from .adapters.inventory import Array, BatchNormLayer, Inventory, WeightLayer
 from .bitstream.dtypes import FLOATS, name_of
 from .choice import Chooser, Decision
-from .config import Config
+from .config import TRELLIS_EFFORT, Config
 from .statistics import Statistics
 from .synthesis.batchnorm import BatchNormCode
 from .synthesis.codebook import CodebookCode
+from .synthesis.kernels import KernelCode
 from .synthesis.rounding import to_dtype
 from .synthesis.scalar import ScalarCode
 from .synthesis.transform import TransformCode
@@ -160,6 +161,7 @@ class Encoding:
     price: float
     scalars: dict[str, ScalarCode] = field(default_factory=dict)
     transforms: dict[str, TransformCode] = field(default_factory=dict)
+    kernels: dict[str, KernelCode] = field(default_factory=dict)
     batchnorms: dict[str, BatchNormCode] = field(default_factory=dict)
     vectors: dict[str, VectorCode] = field(default_factory=dict)
     codebooks: dict[tuple[str, ...], CodebookCode] = field(default_factory=dict)
@@ -172,8 +174,8 @@ class Encoding:
         """Whether nothing is left for `complete`."""
         plan = self.plan
         return all(len(done) == len(wanted) for done, wanted in (
-            ((*self.scalars, *self.transforms, *self.shared), plan.layers), (self.batchnorms, plan.batchnorms),
-            (self.vectors, plan.vectors)))
+            ((*self.scalars, *self.transforms, *self.kernels, *self.shared), plan.layers),
+            (self.batchnorms, plan.batchnorms), (self.vectors, plan.vectors)))
 
     def encode_layer(self, target: LayerTarget) -> Array:
         """Quantise a layer (one of the codebook tool is so already); returns the tensor as it will be restored."""
@@ -181,12 +183,13 @@ class Encoding:
         if target.name in self.shared:
             return self.shared[target.name]
         config = self.plan.config
-        if config.rivals(target.name) == ("scalar",):
+        if config.rivals(target.name) == ("scalar",) and config.effort < TRELLIS_EFFORT:
             self.scalars[target.name], _ = scalar.encode(target, self.price,
                                                          scalar.ScalarOptions(feedback=config.feedback))
             return self.restored(target.name)
         best, self.decisions[target.name] = self.plan.chooser.choose(target, self.price)
-        home: dict[str, dict[str, Any]] = {"scalar": self.scalars, "transform": self.transforms}
+        home: dict[str, dict[str, Any]] = {"scalar": self.scalars, "transform": self.transforms,
+                                           "kernels": self.kernels}
         home[best.tool][target.name] = best.code
         return self.restored(target.name)
 
@@ -218,6 +221,8 @@ class Encoding:
         dtype = name_of(array.dtype)
         if name in self.transforms:
             return self.transforms[name].tensor(array.shape, dtype)
+        if name in self.kernels:
+            return to_dtype(self.kernels[name].tensor(array.shape), dtype, name)
         return to_dtype(self.scalars[name].tensor(array.shape).astype(np.float64), dtype, name)
 
     def encode_batchnorm(self, prefix: str, scale: Matrix, mean_in: Matrix, mean_out: Matrix) -> BatchNormCode:

@@ -235,7 +235,7 @@ class _Lockstep(CallCounter):
         shortcut = self._shortcut(name, z)
         moments = self._moments(target, func, args, kwargs, x, z, shortcut)
         centred = self.plan.is_centred(name)
-        w, a = target.W.copy(), np.empty_like(target.A)
+        w, a = target.W.copy(), target.A.copy()
         for k in range(target.groups):
             h, c, r, mean, mean_hat, mean_r = (m[k] for m in moments)
             if centred:
@@ -244,7 +244,8 @@ class _Lockstep(CallCounter):
             h = (h + h.T) / 2
             damped = torch.from_numpy(h + np.eye(len(h)) * (TARGET_DAMPING * np.trace(h) / len(h) + 1e-30))
             factor, failed = torch.linalg.cholesky_ex(damped)
-            a[k] = h * measured.positions
+            if measured.coherent is None:
+                a[k] = h * measured.positions
             if not int(failed):
                 right = torch.from_numpy((w[k] @ (c - h) + r).T.copy())
                 w[k] += torch.cholesky_solve(right, factor).numpy().T

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 _VERSION = 1
+_COHERENT = ("second", "cross", "shift")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class LayerStatistics:
       positions, scaled so that per group trace(G) trace(A) = E over images of sum_ij (d(v.y) / dw_ij)^2.
     * `positions`: mean number of positions per image (1 for a linear layer on vectors).
     * `images`: how many images were measured.
+    * `coherent`: E over images of D^T D, or None where it was not affordable. See `Coherent`.
     """
 
     A: Floats
@@ -43,6 +45,31 @@ class LayerStatistics:
     G: Floats
     positions: float
     images: int
+    coherent: Coherent | None = None
+
+
+@dataclass(frozen=True)
+class Coherent:
+    """What an error of the weights costs when it acts at all positions of an image at once.
+
+    A takes the positions of an image for independent. They are not: the same weight error adds up where inputs
+    are smooth and cancels where they are not, so errors of the mean over the taps are dearer than A says, errors
+    of fine patterns cheaper. With D = d(v.y) / dW = sum over positions of g u^T, the gradient of an image:
+
+    * `second` float32 [groups, n, n]: E over images of D^T D. `cross` float32 [groups, n]: E of D^T s, and `shift`
+      float32 [groups]: E of s^T s, with s = sum over positions of g, from which `centred` takes out the mean input.
+    """
+
+    second: Floats
+    cross: Floats
+    shift: Floats
+
+    def centred(self, mean: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """E of (D - s mean^T)^T (D - s mean^T), float64 [groups, n, n]: when the mean output costs nothing."""
+        mean, cross = mean.astype(np.float64), self.cross.astype(np.float64)
+        mixed = mean[:, :, None] * cross[:, None, :]
+        square = self.shift.astype(np.float64)[:, None, None] * mean[:, :, None] * mean[:, None, :]
+        return np.asarray(self.second.astype(np.float64) - mixed - mixed.transpose(0, 2, 1) + square)
 
 
 @dataclass(frozen=True)
@@ -121,6 +148,8 @@ class Statistics:
         arrays: dict[str, npt.NDArray[Any]] = {}
         for name, layer in self.layers.items():
             arrays |= {f"A/{name}": layer.A, f"mean/{name}": layer.mean, f"G/{name}": layer.G}
+            if layer.coherent is not None:
+                arrays |= {f"{key}/{name}": getattr(layer.coherent, key) for key in _COHERENT}
         for name, bn in self.batchnorms.items():
             arrays |= {f"batchnorm/{name}": np.stack([bn.mean, bn.variance, bn.scale_sensitivity,
                                                       bn.shift_sensitivity])}
@@ -173,7 +202,7 @@ def _assemble(described: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any
     graph = described["graph"]
     graph["last_use"] = {int(key): value for key, value in graph["last_use"].items()}
     layers = {name: LayerStatistics(arrays[f"A/{name}"], arrays[f"mean/{name}"], arrays[f"G/{name}"],
-                                    float(positions), int(images))
+                                    float(positions), int(images), _coherent(name, arrays))
               for name, (positions, images) in described["layers"].items()}
     return Statistics(
         layers=layers,
@@ -186,6 +215,10 @@ def _assemble(described: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any
         vectors=described["vectors"], seed=described["seed"], metadata=described["metadata"],
         weights=tuple(WeightLayer(**layer) for layer in described.get("weights", ())),
         affine=tuple(BatchNormLayer(**bn) for bn in described.get("affine", ())))
+
+
+def _coherent(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Coherent | None:
+    return Coherent(*(arrays[f"{key}/{name}"] for key in _COHERENT)) if f"second/{name}" in arrays else None
 
 
 def _pack_samples(samples: Any) -> dict[str, tuple[npt.NDArray[Any], str]]:

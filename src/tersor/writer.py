@@ -14,11 +14,12 @@ from .bitstream.dtypes import name_of
 from .bitstream.manifest import TensorRecord
 from .decoder import TIED
 from .encoding import Encoding
-from .synthesis import batchnorm, codebook, raw, scalar, transform, vector
+from .synthesis import batchnorm, codebook, kernels, raw, scalar, transform, vector
 from .synthesis.scalar import FAST, SMALL
 from .synthesis.transform import TransformCode
+from .tools.kernels import file_coder
 
-RAW, SCALAR, BATCHNORM, VECTOR, CODEBOOK, TRANSFORM = range(6)
+RAW, SCALAR, BATCHNORM, VECTOR, CODEBOOK, TRANSFORM, KERNELS = range(7)
 """Tool numbers in the file; see `tersor.decoder`."""
 
 GROUP = 1 << 20
@@ -54,8 +55,9 @@ def write(encoding: Encoding) -> Written:
     # One section where there is a transform: what the adaptive coder has learnt serves all layers.
     scalars, transforms = dict(encoding.scalars), dict(encoding.transforms)
     if transforms:
-        transforms |= {name: TransformCode(code, swapped=code.swapped) for name, code in scalars.items()}
-        scalars = {}
+        plain = {name: code for name, code in scalars.items() if not code.trellis}
+        transforms |= {name: TransformCode(code, swapped=code.swapped) for name, code in plain.items()}
+        scalars = {name: code for name, code in scalars.items() if code.trellis}
     for group in _groups(inventory, {name: code.q.size for name, code in scalars.items()}):
         codes = [scalars[name] for name in group]
         shapes = [inventory.tensors[name].shape for name in group]
@@ -69,6 +71,14 @@ def write(encoding: Encoding) -> Written:
         payload, streams = transform.encode_counted(members, shapes, mode, cuts)
         weight_bytes += streams
         add(TRANSFORM, group, payload)
+    for group in _groups(inventory, {name: code.index.size for name, code in encoding.kernels.items()}):
+        kernel_codes = [encoding.kernels[name] for name in group]
+        shapes = [inventory.tensors[name].shape for name in group]
+        options = plan.config.kernels
+        payload, streams = kernels.encode_counted(kernel_codes, shapes, file_coder(options, plan.config.mode),
+                                                  options.value_bits)
+        weight_bytes += streams
+        add(KERNELS, group, payload)
     for names, code in encoding.codebooks.items():
         shapes = [inventory.tensors[name].shape for name in names]
         payload, streams = codebook.encode(code, shapes, plan.config.codebook.coder)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..statistics import BatchNormStatistics, Floats, LayerStatistics
+from ..statistics import BatchNormStatistics, Coherent, Floats, LayerStatistics
 from .uses import BatchNormUse, DenseUse, LookupUse
 
 MAX_FULL = 8192
@@ -30,12 +30,16 @@ class Options:
 
 @dataclass
 class Moments:
-    """Sums in float64: u u^T [groups, n, n], u [groups, n], g g^T [groups, m, m], gradient norms [groups]."""
+    """Sums in float64: u u^T [groups, n, n], u [groups, n], g g^T [groups, m, m], gradient norms [groups]; of weight
+    gradients D and sums s of g over positions D^T D [groups, n, n] (None where A is diagonal), D^T s, s^T s."""
 
     A: Tensor
     mean: Tensor
     G: Tensor
     norm: Tensor
+    second: Tensor | None
+    cross: Tensor
+    shift: Tensor
     positions: int = 0
 
     @staticmethod
@@ -44,8 +48,11 @@ class Moments:
         def square(size: int, thin: bool) -> Tensor:
             shape = (groups, size) if thin or size > MAX_FULL else (groups, size, size)
             return torch.zeros(shape, dtype=torch.float64, device=device)
-        return Moments(square(n, diagonal), square(n, True)[:, :n], square(m, False),
-                       torch.zeros(groups, dtype=torch.float64, device=device))
+        def numbers() -> Tensor:
+            return torch.zeros(groups, dtype=torch.float64, device=device)
+        full = square(n, diagonal)
+        return Moments(full, square(n, True)[:, :n], square(m, False), numbers(),
+                       torch.zeros_like(full) if full.ndim == 3 else None, square(n, True)[:, :n], numbers())
 
     def add(self, u: Tensor, z: Tensor, scale: float, inputs: bool) -> None:
         """Columns u [groups, n, images, P] (if `inputs`) and z [groups, m, images, P], times `scale`."""
@@ -53,6 +60,29 @@ class Moments:
             self.A.add_(_square(u, self.A.ndim == 2), alpha=scale)
             self.mean.add_(u.sum((2, 3)).double(), alpha=scale)
         self.G.add_(_square(z, self.G.ndim == 2), alpha=scale)
+
+    def add_gradients(self, total: Tensor, sums: Tensor) -> None:
+        """Weight gradients D [groups, images, m, n] of images, and their s [groups, images, m]."""
+        self.norm += total.square().sum((1, 2, 3)).double()
+        if self.second is not None:
+            flat = total.flatten(1, 2)
+            self.second += flat.transpose(1, 2) @ flat
+            self.cross += (flat.transpose(1, 2) @ sums.flatten(1, 2)[:, :, None])[:, :, 0]
+            self.shift += sums.square().sum((1, 2)).double()
+
+    def add_positions(self, u: Tensor, z: Tensor) -> None:
+        """The same from all columns u, z of images [groups, n or m, images, P], without m x n matrices:
+        D^T D = sum_pq (z_p.z_q) u_p u_q^T."""
+        gram = z.permute(0, 2, 3, 1) @ z.permute(0, 2, 1, 3)  # [groups, images, P, P]
+        columns = u.permute(0, 2, 1, 3)  # [groups, images, n, P]
+        if self.second is None:
+            self.norm += (gram * (columns.transpose(2, 3) @ columns)).sum((1, 2, 3)).double()
+            return
+        weighed = columns @ gram
+        self.norm += (weighed * columns).sum((1, 2, 3)).double()
+        self.second += weighed.transpose(1, 2).flatten(2) @ u.flatten(2).transpose(1, 2)
+        self.cross += weighed.sum((1, 3)).double()
+        self.shift += gram.sum((1, 2, 3)).double()
 
 
 @dataclass
@@ -84,15 +114,17 @@ class LayerAccumulator:
         for start in range(0, images, chunk):
             part = slice(start, min(images, start + chunk))
             total: Tensor | float = 0.0
+            directions: Tensor | float = 0.0
             for index, (use, grad) in enumerate(zip(uses, grads, strict=True)):
                 count = min(sizes[index][2], self.options.max_positions)
                 sample = count < sizes[index][2]
                 for rows in _slabs(use.row_count(grad), slabs):
                     u, z = use.sides(grad, part, rows)
                     if gram:
-                        sums.norm += _gram_norm(u, z)
+                        sums.add_positions(u, z)
                     else:
                         total = total + z.transpose(1, 2) @ u.permute(0, 2, 3, 1)  # [groups, images, m, n]
+                        directions = directions + z.sum(3).transpose(1, 2)  # [groups, images, m]
                     if not sample:
                         sums.add(u, z, 1.0, vector == 0 or words)
                     del u, z
@@ -100,8 +132,8 @@ class LayerAccumulator:
                     where = self._choose((index, vector), part.stop - part.start, sizes[index][2], count)
                     u, z = use.sampled(grad, part, where.to(grad.device))
                     sums.add(u, z, sizes[index][2] / u.shape[3], vector == 0 or words)
-            if isinstance(total, Tensor):
-                sums.norm += total.square().sum((1, 2, 3)).double()
+            if isinstance(total, Tensor) and isinstance(directions, Tensor):
+                sums.add_gradients(total, directions)
         if vector == 0:
             sums.positions += images * sum(p for _, _, p in sizes)
 
@@ -140,8 +172,12 @@ class LayerAccumulator:
             G += _scaled(part.G, share * norm * _inverse(scale * _trace(part.G)))
         # The "inputs" of an output layer seen as an embedding are gradients: they have no mean to take out.
         mean = parts[0].mean / max(1, parts[0].positions) * ("natural" in self.moments)
+        second, coherent = parts[0].second, None
+        if len(parts) == 1 and second is not None:
+            numbers = (second, parts[0].cross, parts[0].shift)
+            coherent = Coherent(*(_numpy(part / (images * vectors)) for part in numbers))
         return LayerStatistics(A=_numpy(A), mean=_numpy(mean), G=_numpy(G),
-                               positions=parts[0].positions / images, images=images)
+                               positions=parts[0].positions / images, images=images, coherent=coherent)
 
     def _moments(self, key: str, groups: int, n: int, m: int, device: torch.device,
                  diagonal: bool) -> Moments:
@@ -213,12 +249,6 @@ def _square(columns: Tensor, diagonal: bool) -> Tensor:
     """[groups, n, ...] -> sum of outer products [groups, n, n], or its diagonal [groups, n]."""
     flat = columns.reshape(*columns.shape[:2], -1)
     return flat.square().sum(2).double() if diagonal else flat @ flat.transpose(1, 2)
-
-
-def _gram_norm(u: Tensor, z: Tensor) -> Tensor:
-    """Sum over images of |sum_p z_p u_p^T|^2 = sum_pq (z_p.z_q)(u_p.u_q), per group: no m x n matrix."""
-    products = [t.permute(0, 2, 3, 1) @ t.transpose(1, 2) for t in (u, z)]
-    return (products[0] * products[1]).sum((1, 2, 3)).double()
 
 
 def _slabs(count: int, pieces: int) -> list[slice]:

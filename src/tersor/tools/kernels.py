@@ -10,22 +10,19 @@ error feedback (`kernel_choice`) chooses the indexes for the codebook as a decod
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError
+from ..config import KernelConfig
 from ..synthesis import grid
 from ..synthesis import kernels as synthesis
 from ..synthesis.kernel_code import KernelCode, compact
 from . import kernel_kmeans as kmeans
 from .candidate import Candidate, distortion
-from .kernel_blocks import Blocks, Metric, blocks_of
+from .kernel_blocks import Blocks, blocks_of
 from .kernel_choice import Book, Chosen, Variant, choose
 from .kernel_kmeans import Trained
 from .kernel_refit import refit
@@ -45,73 +42,6 @@ PASSES = 4
 """Of choosing indexes and fitting the codebook to them."""
 FEWEST = 8
 """Layers with fewer kernels are left to the scalar tool."""
-
-
-@dataclass(frozen=True)
-class KernelConfig:
-    """How the kernel tool works.
-
-    * `size`: kernels in a codebook: None for the size that rate-distortion prefers in each layer, an integer, or a
-      mapping from regular expression (on the whole weight name) to integer; layers that none fits get None.
-    * `value_bits`: codebook values have at most so many bits (6 in the paper), or None for what J prefers.
-    * `coder`: "fixed" length of indexes, gains and values, as in the paper; "entropy" (adaptive contexts, or rANS in
-      the fast mode).
-    * `gains`, `signs`: whether a kernel is an integer gain, or a sign, times one of the codebook; None for what J
-      prefers. With gains, signs come along.
-    * `vector`: inputs that form a "kernel" in linear layers and 1 x 1 convolutions; None leaves them to the scalar
-      tool.
-    * `metric`: "block" (the taps' whole block of A, with error feedback) or its "diagonal".
-    * `scope`: one codebook for each "layer", or one for "all" layers of equal kernel size.
-    """
-
-    size: int | Mapping[str, int] | None = None
-    value_bits: int | None = 6
-    coder: Literal["entropy", "fixed"] = "entropy"
-    gains: bool | None = None
-    signs: bool | None = None
-    vector: int | None = None
-    metric: Metric = "block"
-    scope: Literal["layer", "all"] = "layer"
-
-    def __post_init__(self) -> None:
-        sizes = list(self.size.values()) if isinstance(self.size, Mapping) else [self.size]
-        for size in sizes:
-            if size is not None and not (isinstance(size, int) and 1 <= size <= 1 << 16):
-                raise ConfigError(f"size={size!r} must be an integer from 1 to 65536")
-        for pattern in self.size if isinstance(self.size, Mapping) else ():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ConfigError(f"size[{pattern!r}] is no regular expression: {error}") from None
-        if self.value_bits is not None and not (isinstance(self.value_bits, int) and 2 <= self.value_bits <= 16):
-            raise ConfigError(f"value_bits={self.value_bits!r} must be an integer from 2 to 16")
-        if self.vector is not None and not (isinstance(self.vector, int) and self.vector >= 1):
-            raise ConfigError(f"vector={self.vector!r} must be a positive integer")
-        for name, allowed in (("coder", ("entropy", "fixed")), ("metric", ("block", "diagonal")),
-                              ("scope", ("layer", "all"))):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
-
-    def size_of(self, name: str) -> int | None:
-        """The size that was asked for the layer called `name`."""
-        if isinstance(self.size, Mapping):
-            return next((size for pattern, size in self.size.items() if re.fullmatch(pattern, name)), None)
-        return self.size
-
-    def file_coder(self, mode: str) -> synthesis.Coder:
-        """The coder of the file in the mode "small" or "fast"."""
-        if self.coder == "fixed":
-            return "fixed"
-        return "fast" if mode == "fast" else "adaptive"
-
-    @property
-    def variants(self) -> tuple[Variant, ...]:
-        """What is to be tried."""
-        if self.gains:
-            return ("gains",)
-        plain: tuple[Variant, ...] = ("signs",) if self.signs else ("plain",) if self.signs is False else \
-            ("plain", "signs")
-        return plain if self.gains is False else (*plain[:1], "gains")
 
 
 @dataclass(frozen=True)
@@ -160,6 +90,22 @@ def _scales(target: LayerTarget, feedback: bool, turned: bool) -> tuple[Matrix, 
     return target.from_channel(grid.value(rows * (grid.RESOLUTION >> ROW_RESOLUTION))), rows
 
 
+def file_coder(config: KernelConfig, mode: str) -> synthesis.Coder:
+    """The coder of the file in the mode "small" or "fast"."""
+    if config.coder == "fixed":
+        return "fixed"
+    return "fast" if mode == "fast" else "adaptive"
+
+
+def variants(config: KernelConfig) -> tuple[Variant, ...]:
+    """What is to be tried."""
+    if config.gains:
+        return ("gains",)
+    plain: tuple[Variant, ...] = ("signs",) if config.signs else ("plain",) if config.signs is False else \
+        ("plain", "signs")
+    return plain if config.gains is False else (*plain[:1], "gains")
+
+
 def propose(target: LayerTarget, price: float, config: KernelConfig, mode: str, *, feedback: bool = True,
             seed: int = 0) -> Candidate | None:
     """The layer by kernels at lambda = `price`, or None where it has none (1 x 1 convolutions, linear layers without
@@ -172,7 +118,7 @@ def propose(target: LayerTarget, price: float, config: KernelConfig, mode: str, 
         return None
     rng = np.random.default_rng(seed)
     wanted = config.size_of(target.name)
-    found = [trained for variant in config.variants
+    found = [trained for variant in variants(config)
              for trained in _train(layer.blocks, variant, price, wanted, config, rng)]
     found.sort(key=lambda trained: _objective(trained, layer.blocks, price, config))
     ready = [finish(layer, trained.book, price, config, mode, feedback) for trained in found[:FINALISTS]]
@@ -281,7 +227,7 @@ def _candidate(layer: Layer, book: Book, values: npt.NDArray[np.int32], step: in
     gain = None if book.variant == "plain" else np.ascontiguousarray(np.concatenate([part.T for part in chosen.gain]))
     code = KernelCode(values, np.ascontiguousarray(index), step, gain, layer.rows, ROW_RESOLUTION)
     (code,) = compact([code])
-    payload, weight_bytes = synthesis.encode_counted([code], [target.shape], config.file_coder(mode),
+    payload, weight_bytes = synthesis.encode_counted([code], [target.shape], file_coder(config, mode),
                                                      config.value_bits)
     side = min(8.0 * (len(payload) - weight_bytes), _value_bits(code.values, config) + 60.0)
     lost = distortion(target, restored)

@@ -13,6 +13,11 @@ from ..adapters.inventory import WeightLayer
 from ..statistics import LayerStatistics
 from .metric import DAMPING, Matrix, Triangular, triangular
 
+COHERENCE = 0.7
+"""Share of the coherent metric in A; the rest is A of independent positions, which is less noisy."""
+COHERENT_DAMPING = 0.1
+"""Damping of the mixture."""
+
 
 @dataclass(frozen=True)
 class RowFactor:
@@ -136,7 +141,27 @@ def measured_target(layer: WeightLayer, tensor: npt.NDArray[np.generic], statist
         a = np.maximum(a - statistics.positions * mean**2, 0.0) if a.ndim == 2 else \
             a - statistics.positions * mean[:, :, None] * mean[:, None, :]
     matrix = np.array(to_matrix(tensor, layer), dtype=np.float64)
-    return LayerTarget(layer, tensor.shape, matrix, a, statistics.G.astype(np.float64) * weight, absorbed)
+    g = statistics.G.astype(np.float64) * weight
+    if statistics.coherent is None:
+        return LayerTarget(layer, tensor.shape, matrix, a, g, absorbed)
+    return LayerTarget(layer, tensor.shape, matrix, *_with_coherent(a, g, statistics, centred, weight), absorbed,
+                       COHERENT_DAMPING)
+
+
+def _with_coherent(a: Matrix, g: Matrix, statistics: LayerStatistics, centred: bool,
+                   weight: float) -> tuple[Matrix, Matrix]:
+    """A as a mixture with `Coherent`, and both scaled so that tr(A) tr(G) is what the gradients really have."""
+    coherent = statistics.coherent
+    assert coherent is not None
+    exact = coherent.centred(statistics.mean) if centred else coherent.second.astype(np.float64)
+    # Rounding of a difference of large sums must not make a metric indefinite: damping is far above it.
+    norms, traces = (np.maximum(np.einsum("gnn->g", part), 0.0) for part in (exact, a))
+    total = (np.einsum("gmm->g", g) if g.ndim == 3 else g.sum(axis=1)) / weight
+    ready = (norms > 0) & (traces > 0) & (total > 0)
+    factor = np.divide(norms, traces * total, out=np.ones_like(norms), where=ready)[:, None, None]
+    unit = np.divide(1.0, total, out=np.zeros_like(total), where=ready)[:, None, None]
+    mixed = np.where(ready[:, None, None], (1 - COHERENCE) * factor * a + COHERENCE * unit * exact, a)
+    return mixed, g
 
 
 def elementwise_target(layer: WeightLayer, tensor: npt.NDArray[np.generic], sensitivity: npt.NDArray[np.floating],

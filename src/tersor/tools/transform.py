@@ -31,7 +31,7 @@ from . import scalar, transforms
 from .candidate import Candidate, distortion
 from .covariances import axis_size, gradient_covariance, weight_covariance
 from .metric import Matrix, triangular
-from .target import LayerTarget
+from .target import LayerTarget, to_matrix
 
 BASIS_PRICES = (8.0, 32.0)
 """Lambda of the basis over that of the coefficients; the better by J is kept."""
@@ -205,14 +205,14 @@ def _quantise(target: LayerTarget, price: float, basis: _Basis, name: str, confi
     inner = LayerTarget(target.layer, basis.shape(target), w, a, g, target.absorbed and left is None, damping)
     options = scalar.ScalarOptions(feedback=config.feedback, centroids=False)
     code, steps = scalar.encode(inner, price, options)
-    restored = code.matrix().astype(np.float64).reshape(inner.W.shape) * steps.absorbed[:, :, None]
+    restored = np.asarray(to_matrix(code.tensor(inner.shape), inner.layer), np.float64) * steps.absorbed[:, :, None]
     if right is not None:
         restored = restored @ right
     if left is not None:
         restored = left.T @ restored
     codes = basis.codes
     whole = TransformCode(code, codes.get("rows"), codes.get("columns"),
-                          basis.dct if basis.dct is not None else codes.get("taps"), basis.joint)
+                          basis.dct if basis.dct is not None else codes.get("taps"), basis.joint, target.swapped)
     mode = section.SMALL if config.mode == "small" else section.FAST
     bits = 8.0 * len(section.encode([whole], [target.shape], mode))
     side = 8.0 * section.basis_bytes(whole, target.shape, mode)

@@ -1,0 +1,103 @@
+"""Several tools behind one lambda: each layer gets the one of least J, and the file tells which."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from encoder_models import build, inputs, outputs
+from torch import nn
+
+import tersor
+from tersor.adapters.module import inventory_of_module
+from tersor.choice import Chooser
+from tersor.config import Config, KernelConfig, TransformConfig
+from tersor.encoding import Plan
+from tersor.errors import ConfigError
+
+RIVALS = ("scalar", "transform", "kernels")
+
+
+def smooth_network() -> tuple[nn.Module, torch.Tensor]:
+    """Kernels that are one pattern each but for little: a transform of the taps describes them well."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+                          nn.Conv2d(16, 32, 5, padding=2, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)).eval()
+    with torch.no_grad():
+        kernels = torch.randn(32, 16, 1, 1) * torch.ones(5, 5) + 0.3 * torch.randn(32, 16, 5, 5)
+        model[3].weight.copy_(kernels * 0.05)
+    return model, torch.randn(32, 3, 12, 12)
+
+
+@pytest.mark.parametrize("name", ["residual", "conv2d, grouped, depthwise", "transposed", "words"])
+@pytest.mark.parametrize("tools", [("transform",), ("kernels",), RIVALS])
+def test_any_tools_restore_any_model(name: str, tools: tuple[str, ...]) -> None:
+    model, x = build(name), inputs(name)
+    stats = tersor.calibrate(model, [x])
+    before = outputs(model, x)
+    packed = tersor.compress(model, stats, bits=4.5 if tools == ("kernels",) else 9.0, tools=tools)
+    after = outputs(tersor.restore(packed.data, into=build(name, seed=5)), x)
+    assert float(((after - before) ** 2).sum()) < 0.8 * float((before**2).sum())
+    assert packed.load().verify() is None
+
+
+def test_the_choice_is_the_least_cost() -> None:
+    model, x = smooth_network()
+    stats = tersor.calibrate(model, [x])
+    config = Config(tools=RIVALS, effort=9)
+    plan = Plan(inventory_of_module(model), stats, config)
+    target = plan.target("3.weight")
+    price = 1e-3 * float(np.trace(target.A[0]) * np.trace(target.G[0])) * float((target.W**2).mean()) / target.count
+    best, decision = Chooser(config).choose(target, price)
+    assert decision.losers and all(ratio >= 1.0 for _, ratio in decision.losers)
+    assert {label.split()[-1] for label, _ in decision.losers} | {best.label}
+    assert best.tool == "transform", "kernels that are all constant are for a transform"
+    again, same = Chooser(config).choose(target, price)
+    assert again.label == best.label and same == decision
+
+
+def test_a_decision_is_kept_for_prices_nearby() -> None:
+    model, x = smooth_network()
+    stats = tersor.calibrate(model, [x])
+    config = Config(tools=("scalar", "transform"))
+    plan = Plan(inventory_of_module(model), stats, config)
+    target, chooser = plan.target("3.weight"), Chooser(Config(tools=("scalar", "transform")))
+    _, first = chooser.choose(target, 1e-6)
+    _, near = chooser.choose(target, 1.3e-6)
+    _, far = chooser.choose(target, 1e-4)
+    assert near.losers is first.losers and far.losers is not first.losers
+
+
+def test_transforms_pay_where_kernels_are_smooth() -> None:
+    model, x = smooth_network()
+    stats = tersor.calibrate(model, [x])
+    alone, helped = (tersor.compress(model, stats, bits=1.5, tools=tools) for tools in
+                     (("scalar",), ("scalar", "transform")))
+    assert alone.snr is not None and helped.snr is not None and helped.snr > alone.snr + 1.0
+    assert helped.load().manifest.sections[0].tool == 5
+
+
+def test_efforts_bring_in_tools() -> None:
+    assert Config().chosen_tools == ("scalar",)
+    assert Config(effort=7).chosen_tools == ("scalar", "transform")
+    assert Config(effort=9).chosen_tools == RIVALS
+    assert Config(effort=9, tools=("kernels",)).rivals("any") == ("kernels",)
+    assert "elt" not in Config(effort=7).tried_transforms
+    assert "elt" in Config(effort=5, tools=("transform",)).tried_transforms
+    assert Config(transform=TransformConfig(transforms=("klt",))).tried_transforms == ("klt",)
+
+
+@pytest.mark.parametrize("wrong", [("elt+klt",), ("dct2+dct1",), ("elt-joint+dct2",), ("fourier",), (), "elt"])
+def test_transforms_that_are_none(wrong: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="transform"):
+        TransformConfig(transforms=wrong)
+
+
+def test_wrong_options() -> None:
+    with pytest.raises(ConfigError, match="no rivals"):
+        Config(tools=("codebook", "scalar"))
+    with pytest.raises(ConfigError, match="must be a KernelConfig"):
+        Config(kernels=TransformConfig())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="value_bits"):
+        KernelConfig(value_bits=1)
