@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ def main() -> None:
         if name == "resnet20":
             results["all_logits"] = all_logits(network, statistics)
         results["environment"] = common.environment()
-        common.write_json(RESULT, results)
+        # Tens of thousands of numbers: without indents.
+        RESULT.write_text(json.dumps(results, separators=(",", ":"), sort_keys=True) + "\n")
     write_document(results)
 
 
@@ -125,7 +127,7 @@ def gains_of(network: Network, statistics: tersor.Statistics) -> list[dict[str, 
     return entries
 
 
-def measures(axes: dict[str, Covariances], kernel: tuple[int, ...]) -> Iterator[tuple[str, dict[str, float]]]:
+def measures(axes: dict[str, Covariances], kernel: tuple[int, ...]) -> Iterator[tuple[str, list[float]]]:
     """(name, gain) of everything that is compared. "axis: ..." as published, each along its own axis (what has
     no transform is that axis' diagonal); "joint: ..." all against the variance of each (input channel, tap)."""
     fixed = {kind: dct(kind, kernel) for kind in transforms.DCT_KINDS}
@@ -149,14 +151,14 @@ def measures(axes: dict[str, Covariances], kernel: tuple[int, ...]) -> Iterator[
     yield "joint: joint ELT", figures(axes["joint"], elt(model, axes["joint"][1]))
 
 
-def figures(covariances: Covariances, transform: Transform) -> dict[str, float]:
-    """Gain in dB at high rate, in its factors, and at RATE bits by water-filling of what coefficients cost."""
+def figures(covariances: Covariances, transform: Transform) -> list[float]:
+    """In dB: gain at high rate in its two factors, weight and gradient; gain at RATE bits, by water-filling of what
+    coefficients cost."""
     gain = coding_gain(*covariances, transform)
     before = np.diag(covariances[0]) * np.diag(covariances[1])
     after = transform.variances(covariances[0]) * transform.sensitivities(covariances[1])
     saved = RATE - waterfill_rate(after, waterfill_distortion(before, RATE))
-    found = {"weight": gain.weight, "gradient": gain.gradient, "total": gain.total, "at_rate": saved * DB_PER_BIT}
-    return {key: round(value, 3) + 0.0 for key, value in found.items()}
+    return [round(value, 3) + 0.0 for value in (gain.weight, gain.gradient, saved * DB_PER_BIT)]
 
 
 def all_logits(network: Network, statistics: tersor.Statistics) -> dict[str, Any]:
@@ -194,13 +196,14 @@ def difference(c_w: np.ndarray, exact: np.ndarray, found: np.ndarray) -> dict[st
     """How far `found` is from `exact`, and what it costs."""
     ratio = float(np.trace(found) / np.trace(exact))
     best = coding_gain(c_w, exact, elt(c_w, exact)).total
-    return {
+    figures = {
         "covariance": float(np.linalg.norm(found / ratio - exact) / np.linalg.norm(exact)),
         "trace_ratio": ratio,
         "gain": coding_gain(c_w, found, elt(c_w, found)).total,
         "exact_gain": best,
         "lost": best - coding_gain(c_w, exact, elt(c_w, found)).total,
     }
+    return {key: round(value, 4) for key, value in figures.items()}
 
 
 def whole_gradients(network: Network, statistics: tersor.Statistics, signs: bool,
