@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import make_golden
 import numpy as np
@@ -48,8 +49,10 @@ def block_matrix(seed: int, rows: int, columns: int, unit: int = 1) -> BlockCode
 
 
 def code(make: Maker, seed: int, shape: Shape, *, rows: int | None = None, channels: int | None = None,
-         taps: int | Dct | None = None, joint: int | None = None, swapped: bool = False) -> TransformCode:
-    """A transform whose bases have these ranks; None for absent maps. All integers are made up."""
+         taps: int | Dct | None = None, joint: int | None = None, swapped: bool = False, trellis: int = 0,
+         scaled: bool = False) -> TransformCode:
+    """A transform whose bases have these ranks; None for absent maps. trellis: states, of
+    ScalarCodes. scaled: frequencies of the DCT have scales. All integers are made up."""
     of = transform.extents(shape, swapped)
     stored = taps if isinstance(taps, int) and not isinstance(taps, Dct) else None
     rank = joint if joint is not None else channels
@@ -57,12 +60,15 @@ def code(make: Maker, seed: int, shape: Shape, *, rows: int | None = None, chann
     units = [1] * (len(views) - 1) + [views[-1].taps]
     made = [make(seed + i, view.rows, view.columns, unit)
             for i, (view, unit) in enumerate(zip(views, units, strict=True))]
+    if trellis and isinstance(made[-1], ScalarCode):
+        made[-1] = replace(made[-1], shift=(0, 0), trellis=trellis)
+    scale = np.random.default_rng(seed).integers(-9, 10, of.taps) if scaled else None
     left = iter(made)
     return TransformCode(
         rows=next(left) if rows is not None else None,
         channels=next(left) if rank is not None else None,
         taps=next(left) if stored is not None else Dct(taps) if taps is not None else None,
-        coefficients=next(left), joint=joint is not None, swapped=swapped)
+        coefficients=next(left), joint=joint is not None, swapped=swapped, tap_scale=scale)
 
 
 def group(make: Maker, prefix: str) -> list[Member]:
@@ -90,6 +96,11 @@ def group(make: Maker, prefix: str) -> list[Member]:
         ("no rows", "F32", (0, 3, 2, 2), {"taps": Dct.II, "rows": 0}),
         ("no columns", "F32", (4, 0), {"channels": 0}),
         ("no kernel", "F32", (2, 3, 0, 3), {"joint": 0}),
+        ("scaled", "F32", (6, 5, 3, 3), {"taps": Dct.II, "scaled": True}),
+        ("scaled low", "F64", (6, 4, 5), {"taps": Dct.I, "channels": 3, "scaled": True, "trellis": 4}),
+        ("trellis", "F32", (7, 5, 3, 3), {"trellis": 8}),
+        ("trellis all", "F32", (6, 4, 3, 3), {"rows": 4, "channels": 3, "taps": 5, "swapped": True, "trellis": 8}),
+        ("trellis joint", "BF16", (12, 2, 2, 2), {"joint": 6, "trellis": 4}),
     ]
     return [(prefix + name, dtype, shape, code(make, 20 + 7 * i, shape, **maps))  # type: ignore[arg-type]
             for i, (name, dtype, shape, maps) in enumerate(cases)]
@@ -118,7 +129,8 @@ def parts() -> bytes:
                           (40, (17, 4, 3, 3), 5, {"channels": 4, "taps": Dct.II}), (41, (6, 30), 1, {"channels": 2}),
                           (42, (6, 30), 4, {}), (43, (6, 5, 3), 1000, {"joint": 4}),
                           (44, (9, 30), 2, {"rows": 3}), (45, (0, 30), 4, {"channels": 0}),
-                          (46, (9, 4, 3), 0, {"taps": 2}))))
+                          (46, (9, 4, 3), 0, {"taps": 2}),
+                          (47, (9, 5, 3), 4, {"taps": Dct.II, "scaled": True, "trellis": 8}))))
 
 
 def extremes() -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def records_of(shapes, dtype="F32"):
 def same_matrix(a, b):
     assert type(a) is type(b) and np.array_equal(a.q, b.q)
     if isinstance(a, ScalarCode):
-        assert (a.step_index, a.shift) == (b.step_index, b.shift)
+        assert (a.step_index, a.shift, a.trellis) == (b.step_index, b.shift, b.trellis)
         assert np.array_equal(a.row_steps(), b.row_steps())
     else:
         assert np.array_equal(a.depths, b.depths)
@@ -61,6 +62,8 @@ def round_trip(codes, shapes, mode, rows_per_part=0, threads=1):
     for found, made in zip(transform.decode_codes(payload, records, threads=threads), codes, strict=True):
         assert (found.joint, found.swapped, len(found.bases())) == (made.joint, made.swapped, len(made.bases()))
         assert not isinstance(made.taps, Dct) or found.taps is made.taps
+        assert (found.tap_scale is None) == (made.tap_scale is None)
+        assert made.tap_scale is None or np.array_equal(found.tap_scale, made.tap_scale)
         for a, b in zip((*found.bases(), found.coefficients), (*made.bases(), made.coefficients), strict=True):
             same_matrix(a, b)
     return payload
@@ -139,6 +142,8 @@ def transforms(draw, mode):
             maps["channels"] = draw(st.none() | st.integers(0, inner))
             dcts = [Dct.I, Dct.II] if of.has_dct else []
             maps["taps"] = draw(st.sampled_from([None, taps, taps // 2, *dcts]))
+            maps["scaled"] = maps["taps"] in dcts and isinstance(maps["taps"], Dct) and 0 not in shape
+        maps["trellis"] = draw(st.sampled_from([0, 4, 8]))
         codes.append(code(maker(mode), draw(st.integers(0, 10**6)), shape, swapped=swapped, **maps))
         shapes.append(shape)
     return codes, shapes
@@ -302,6 +307,29 @@ def test_compact_drops_what_is_dead():
         nothing.compact(shape)
     blocks = code(block_matrix, 1, shape, channels=3)
     assert blocks.compact(shape) is blocks
+    chained = replace(made, coefficients=replace(made.coefficients, trellis=8))
+    small = chained.compact(shape)  # its columns say what the next level is
+    assert [len(basis.q) for basis in small.bases()] == [6, 6, 9] and small.coefficients.q.shape == (6, 54)
+    assert small.tensor(shape).tobytes() == chained.tensor(shape).tobytes() != made.tensor(shape).tobytes()
+
+
+def test_scales_of_frequencies():
+    shape, exponents = (4, 2, 2, 3), np.array([0, 4, -4, 1, -256, 256])
+    plain = code(scalar_matrix, 3, shape, taps=Dct.I)
+    made = replace(plain, tap_scale=exponents)
+    c = plain.coefficients.matrix().reshape(4, 2, 6) * 2.0 ** (exponents / 4)
+    assert np.allclose(made.tensor(shape, "F64").reshape(4, 2, 6), c @ plain.maps(shape).kernel(), rtol=1e-12)
+    assert np.allclose(made.maps(shape).kernel(), 2.0 ** (exponents / 4)[:, None] * plain.maps(shape).kernel())
+    none = replace(plain, tap_scale=exponents * 0)
+    assert none.tensor(shape).tobytes() == plain.tensor(shape).tobytes()
+    assert len(encode([made], [shape], SMALL)) < len(encode([plain], [shape], SMALL)) + 15
+    low = code(scalar_matrix, 3, shape, channels=2)
+    for wrong, of in ((replace(made, tap_scale=exponents[:5]), shape), (replace(made, tap_scale=exponents * 2), shape),
+                      (replace(low, tap_scale=exponents), shape), (replace(made, taps=None), shape),
+                      (TransformCode(ScalarCode(np.zeros((0, 12), np.int32), 0), taps=Dct.I, tap_scale=exponents),
+                       (0, 2, 2, 3))):
+        with pytest.raises(ValueError, match="tap_scale"):
+            encode([wrong], [of], SMALL)
 
 
 # ---- sizes -------------------------------------------------------------------------------------------
@@ -341,7 +369,7 @@ def test_wrong_arguments():
                   TransformCode(made.coefficients, channels=made.channels, taps=Dct.I, joint=True),
                   TransformCode(made.coefficients, channels=scalar_matrix(1, 5, 4)),
                   TransformCode(made.coefficients, channels=scalar_matrix(1, 4, 5)),
-                  TransformCode(ScalarCode(made.coefficients.q, 0, trellis=8), channels=made.channels),
+                  TransformCode(made.coefficients, channels=replace(made.channels, shift=(0, 0), trellis=8)),
                   TransformCode(scalar_matrix(1, 6, 35), channels=made.channels)):
         with pytest.raises(ValueError):
             encode([wrong], [shape], SMALL)
@@ -382,7 +410,7 @@ def i32(values):
 def test_worked_examples():
     found = [bytes.fromhex(text) for text in re.findall(
         r"coded\s+as\s+((?:[0-9a-f]{2}\s+)*[0-9a-f]{2})\b", TEXT.split("\n## Examples\n")[1].split("\n## ")[0])]
-    small, fast, parts, fixed = found
+    small, fast, parts, fixed, scaled = found
     codes = [TransformCode(ScalarCode(i32([[4, -1, 0, 1], [0, 2, 0, 0]]), -64), taps=Dct.II),
              TransformCode(ScalarCode(i32([[3, -2], [1, 0]]), -64, shift=(8, 4)),
                            rows=ScalarCode(i32([[4, 3, 0], [-3, 4, 1]]), -64, np.array([0, 1]), 0),
@@ -398,10 +426,14 @@ def test_worked_examples():
     blocks = TransformCode(BlockCode(i32([[1, -2], [3, -4]]), np.array([2, 3]), np.array([-64, -32])),
                            channels=BlockCode(i32([[1, 0, -2], [-1, 0, 1]]), np.array([2, 0, 3]),
                                               np.array([-32, 0, -64]), 1))
+    last = TransformCode(ScalarCode(i32([[3, -2, 1], [1, 0, 1]]), -64, trellis=4), taps=Dct.II,
+                         tap_scale=np.array([0, -4, 2]))
     for data, made, of, mode, rows, expected in (
             (small, codes, shapes, SMALL, 0, values), (fast, codes, shapes, FAST, 0, values),
             (parts, [pair], [(3, 2)], SMALL, 2, [[[-2, -4], [-1, -1], [3, -1]]]),
-            (fixed, [blocks], [(2, 3)], FIXED, 0, [[[0.375, 0, -0.25], [1.75, 0, -1.25]]])):
+            (fixed, [blocks], [(2, 3)], FIXED, 0, [[[0.375, 0, -0.25], [1.75, 0, -1.25]]]),
+            (scaled, [last], [(2, 1, 3)], FAST, 0,
+             [[[[0.8895355, 0.28867513, 1.4198656]], [[0.57735026, -0.28867513, 0.57735026]]]])):
         assert round_trip(made, of, mode, rows) == data
         tensors = [Tensor("", np.dtype(np.float32), shape) for shape in of]
         for array, value in zip(tiny_decoder.TOOLS[5](data, tensors), expected, strict=True):
@@ -477,7 +509,12 @@ def test_parameters_out_of_range():
     fixed = {"coder": (2, 0), "swapped": (0, 1), "rows": (0, 2), "inner": (2, 3), "rank j": (4, 5), "axis j": (1, 14),
              "blocks j": (1, 14), "depth j": (1, 15), "depth j2": (-1, 15), "step j": (-28800, 6), "axis": (0, 14),
              "blocks": (0, 14), "depth": (1, 15), "step": (100, 7)}
-    for integers, shape, data in ((scalar, (4, 3, 2), b""), (fixed, (5, 3, 2), bytes([0xC0, 0x80]))):
+    scaled = {"coder": (0, 0), "layout": (4, 1), "rows": (0, 2), "inner": (0, 3), "taps": (5, 4), "scale": (-256, 15),
+              "scale2": (512, 15), "step": (1, 7), "j": (-1, 10), "rows per part": (0, 13)}
+    empty = encode([TransformCode(ScalarCode(np.zeros((2, 4), np.int32), 0), taps=Dct.I)], [(2, 2, 2)], FAST)
+    empty = empty[1 + empty[0] :]
+    for integers, shape, data in ((scalar, (4, 3, 2), b""), (fixed, (5, 3, 2), bytes([0xC0, 0x80])),
+                                  (scaled, (2, 2, 2), empty)):
         records = records_of([shape], "F64")
         assert survives(payload_of(integers.values(), data), records)
         for name, (_, where) in integers.items():
@@ -485,6 +522,16 @@ def test_parameters_out_of_range():
                 changed = integers | {name: (wrong, where)}
                 with pytest.raises(FormatError):
                     decode(payload_of(changed.values(), data), records, DEFAULT_LIMITS, 1)
+
+
+def test_scales_of_no_elements():
+    """A kernel of no weights can have any number of taps: nothing is allocated for it."""
+    head = [(0, 0), (0, 1), (0, 2), (0, 3), (4, 4), (0, 15)]
+    with pytest.raises(FormatError, match="without elements"):
+        decode(payload_of(head), records_of([(0, 1, *[32] * 8)]), DEFAULT_LIMITS, 1)
+    for mode, layout in ((FAST, 6), (FIXED, 2)):
+        with pytest.raises(FormatError, match="trellis"):
+            decode(payload_of([(mode, 0), (layout, 1)]), records_of([(2, 2)]), DEFAULT_LIMITS, 1)
 
 
 def test_limits():

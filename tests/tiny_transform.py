@@ -56,12 +56,21 @@ class Head:
         tiny.must(len(shape) >= 1, "axes")
         tiny.must(tensor.dtype in tiny.LOSSY, "element type of a lossy tool")
         self.coder = coder
-        self.swapped = code.within(1, 0, 1 if len(shape) > 1 else 0)
+        layout = code.within(1, 0, 1 if coder == 2 else 5)
+        self.swapped, self.t = layout % 2, layout // 2
+        tiny.must(len(shape) > 1 or not self.swapped, "a vector cannot be swapped")
         self.r, self.inner = code.within(2, 0, 1), code.within(3, 0, 2)
-        self.k = code.within(4, 0, 3) if self.inner < 2 else 0
+        self.k = code.within(4, 0, 5) if self.inner < 2 else 0
         whole = tiny.matrix_of(shape, self.swapped)
         m, taps, width = whole.rows, whole.taps, whole.width
         n = whole.columns // taps
+        self.scales = None
+        if self.k > 3:
+            tiny.must(math.prod(shape) > 0, "scaled frequencies of no elements")
+            self.k -= 3
+            exponents = list(itertools.accumulate(code.integer(15) for _ in range(taps)))
+            tiny.must(max(map(abs, exponents)) <= 256, "exponent of a frequency")
+            self.scales = np.array([tiny.value(8 * e) for e in exponents])
         tiny.must(self.k not in (1, 2) or all(1 <= d <= 32 for d in shape[2:]), "size of a DCT")
         rank = [m, n, taps]
         largest = [min(m, n * taps), min(n * taps, m) if self.inner == 2 else min(n, m * taps), min(taps, m * n)]
@@ -85,7 +94,8 @@ class Head:
     def rows(self, code: tiny.IntegerCode, step: list[int], i: int, kind: int) -> tuple:
         """Steps of the rows and shifts of a matrix of coders 0 and 1."""
         step[kind] += code.integer(6 + kind)
-        s1, s2 = code.within(8, 0, 48), code.within(8, 0, 48)
+        t = self.t * kind
+        s1, s2 = (0, 0) if t else (code.within(8, 0, 48), code.within(8, 0, 48))
         if self.coder == 1:
             self.matrices[i] = self.matrices[i]._replace(bypass=code.within(9, 0, 24))
         rows = self.matrices[i].rows
@@ -97,7 +107,7 @@ class Head:
         tiny.must(abs(step[kind]) <= 28800 or (j != -1 and rows > 0), "step index")
         ks = [step[kind] + 2 ** (5 - max(j, 0)) * exponent for exponent in exponents]
         with np.errstate(over="ignore"):
-            return np.array([tiny.value(k) for k in ks], np.float64).astype(np.float32), s1, s2
+            return np.array([tiny.value(k) for k in ks], np.float64).astype(np.float32), s1, s2, t
 
     def blocks(self, code: tiny.IntegerCode, step: list[int], i: int, kind: int) -> tuple:
         """The areas of the blocks, their depths and steps, and the shape of a matrix of coder 2."""
@@ -121,8 +131,9 @@ class Head:
         """The elements of a matrix, binary64."""
         with np.errstate(all="ignore"):
             if self.coder < 2:
-                steps, s1, s2 = about
-                found = tiny.level(q, s1, s2) * steps[:, None]
+                steps, s1, s2, t = about
+                levels = tiny.trellis_levels(q, tiny.TRELLIS[t]) if t else tiny.level(q, s1, s2)
+                found = levels * steps[:, None]
             else:
                 found = np.zeros(q.shape, np.float32)
                 for area, depth, step in zip(*about[:3], strict=True):
@@ -142,6 +153,8 @@ class Head:
             values = mapped(values.reshape(rows * channels, taps, 1), next(left))
         elif self.k:
             before, after = rows * channels, taps
+            if self.scales is not None:
+                values = values.reshape(before, taps) * self.scales
             for size in tensor.shape[2:]:
                 after //= size
                 values = mapped(values.reshape(before, size, after), dct(self.k, size))

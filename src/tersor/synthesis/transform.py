@@ -26,9 +26,11 @@ from ..bitstream.integers import IntegerReader, IntegerWriter
 from ..bitstream.manifest import TensorRecord
 from ..errors import FormatError
 from ..limits import DEFAULT_LIMITS, Limits
+from . import trellis
+from .scalar import ScalarCode
 from .transform_blocks import BlockCode, unpack
-from .transform_code import Extents, TransformCode, extents
-from .transform_heads import BASIS, COEFFICIENTS, FAST, FIXED, SMALL, BlockHead, Code, Heads, ScalarHead
+from .transform_code import MAX_TAP_SCALE, Extents, TransformCode, extents
+from .transform_heads import BASIS, COEFFICIENTS, FAST, FIXED, SMALL, BlockHead, Code, Heads, ScalarHead, running_sums
 from .transform_maps import Dct, Maps, apply_maps, dct_matrix
 
 __all__ = [
@@ -51,11 +53,13 @@ __all__ = [
 ]
 
 # Contexts of the integer code; transform_heads.py has 6 to 12 and 14 to 31.
-_MODE, _SWAPPED, _ROWS, _INNER, _TAPS, _RANK = range(6)
-_PART = 13
+_MODE, _LAYOUT, _ROWS, _INNER, _TAPS, _RANK = range(6)
+_PART, _TAP_SCALE = 13, 15
 
 _NONE, _CHANNELS, _JOINT = range(3)  # values of _INNER
-_STORED = 3  # value of _TAPS; 0 for none, else a Dct
+_DCTS = len(Dct)
+_STORED = 3  # value of _TAPS; 0 for none, else a Dct, with _SCALED added where its frequencies are scaled
+_SCALED = 3
 
 
 # ---- encoding ----------------------------------------------------------------------------------------
@@ -83,7 +87,7 @@ def encode_counted(codes: Sequence[TransformCode], shapes: Sequence[tuple[int, .
     views: list[context.Shape] = []
     for code, shape in zip(codes, shapes, strict=True):
         viewed = code.matrix_shapes(shape)
-        _put_maps(writer, code, extents(shape, code.swapped))
+        _put_maps(writer, code, extents(shape, code.swapped), mode)
         parts = [(basis, BASIS) for basis in code.bases()] + [(code.coefficients, COEFFICIENTS)]
         for (matrix, kind), view in zip(parts, viewed, strict=True):
             views.append(heads.put(writer, matrix, view, kind))
@@ -109,13 +113,16 @@ def basis_bytes(code: TransformCode, shape: tuple[int, ...], mode: int) -> int:
     return len(_encode_part(bases, views, mode))
 
 
-def _put_maps(writer: IntegerWriter, code: TransformCode, of: Extents) -> None:
-    writer.put([int(code.swapped)], _SWAPPED)
+def _put_maps(writer: IntegerWriter, code: TransformCode, of: Extents, mode: int) -> None:
+    states = code.coefficients.trellis if isinstance(code.coefficients, ScalarCode) and mode != FIXED else 0
+    writer.put([int(code.swapped) + 2 * trellis.STATES.index(states)], _LAYOUT)
     writer.put([int(code.rows is not None)], _ROWS)
     writer.put([_JOINT if code.joint else _CHANNELS if code.channels is not None else _NONE], _INNER)
     if not code.joint:
         taps = _STORED if isinstance(code.taps, Code) else 0 if code.taps is None else int(code.taps)
-        writer.put([taps], _TAPS)
+        writer.put([taps + (_SCALED if code.tap_scale is not None else 0)], _TAPS)
+        if code.tap_scale is not None:
+            writer.put(np.diff(code.tap_scale, prepend=0), _TAP_SCALE)
     for basis, most in zip((code.rows, code.channels, code.taps), of.most(code.joint), strict=True):
         if isinstance(basis, Code):
             writer.put([most - len(basis.q)], _RANK)
@@ -190,6 +197,7 @@ class _Tensor:
     inner: int
     taps: int
     rows: bool
+    tap_scale: npt.NDArray[np.int64] | None
     heads: list[ScalarHead | BlockHead]
 
     def code(self, matrices: list[Code]) -> TransformCode:
@@ -198,7 +206,8 @@ class _Tensor:
             rows=next(left) if self.rows else None,
             channels=next(left) if self.inner != _NONE else None,
             taps=next(left) if self.taps == _STORED else Dct(self.taps) if self.taps else None,
-            coefficients=next(left), joint=self.inner == _JOINT, swapped=self.swapped)
+            coefficients=next(left), joint=self.inner == _JOINT, swapped=self.swapped,
+            tap_scale=self.tap_scale)
 
 
 def _read_parameters(data: bytes, records: Sequence[TensorRecord],
@@ -214,14 +223,17 @@ def _read_parameters(data: bytes, records: Sequence[TensorRecord],
                               f"cannot be in a transform section")
         limits.check(f"weights of {record.name} at work", 8 * record.count, "max_tensor_bytes")
         one = partial(_one, reader, record.name)
-        swapped = bool(one(_SWAPPED, 1, "axis order"))
+        layout = one(_LAYOUT, 1 if mode == FIXED else 2 * len(trellis.STATES) - 1, "axis order and trellis")
+        swapped, states = bool(layout & 1), trellis.STATES[layout >> 1]
         if swapped and len(record.shape) < 2:
             raise FormatError(f"{record.name}: one axis cannot be swapped: the file is corrupt")
         of = extents(record.shape, swapped)
         rows, inner = bool(one(_ROWS, 1, "the map over rows")), one(_INNER, _JOINT, "the map over channels")
-        taps = one(_TAPS, _STORED, "the map over taps") if inner != _JOINT else 0
+        taps = one(_TAPS, _STORED + _DCTS, "the map over taps") if inner != _JOINT else 0
+        is_scaled, taps = taps > _STORED, taps - _SCALED if taps > _STORED else taps
         if taps in (Dct.I, Dct.II) and not of.has_dct:
             raise FormatError(f"{record.name}: there is no DCT for kernels {of.kernel}: the file is corrupt")
+        scale = _tap_scale(reader, of, record) if is_scaled else None
         ranks = [most - one(_RANK, most, "the rank of a basis") if stored else None
                  for stored, most in zip((rows, inner != _NONE, taps == _STORED), of.most(inner == _JOINT),
                                          strict=True)]
@@ -231,14 +243,20 @@ def _read_parameters(data: bytes, records: Sequence[TensorRecord],
             total += 4 * shape.count
         limits.check("matrices of a transform section", total, "max_bytes")
         kinds = [BASIS] * (len(shapes) - 1) + [COEFFICIENTS]
-        found = [heads.take(reader, shape, kind, record.name)
+        found = [heads.take(reader, shape, kind, record.name, states if kind == COEFFICIENTS else 0)
                  for shape, kind in zip(shapes, kinds, strict=True)]
-        tensors.append(_Tensor(swapped, inner, taps, rows, found))
+        tensors.append(_Tensor(swapped, inner, taps, rows, scale, found))
     rows_per_part = 0
     if len(records) == 1 and mode != FIXED:
         rows_per_part = reader.one(_PART, 0, 1 << 40, "rows per part")
     reader.end()
     return mode, tensors, rows_per_part
+
+
+def _tap_scale(reader: IntegerReader, of: Extents, record: TensorRecord) -> npt.NDArray[np.int64]:
+    if not record.count:  # a kernel of no weights may have any number of taps
+        raise FormatError(f"{record.name}: a tensor without elements has scaled frequencies: the file is corrupt")
+    return running_sums(reader.take(of.taps, _TAP_SCALE), 0, f"{record.name}: scales of frequencies", MAX_TAP_SCALE)
 
 
 def _one(reader: IntegerReader, name: str, where: int, most: int, what: str) -> int:

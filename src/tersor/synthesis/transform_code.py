@@ -2,7 +2,7 @@
 
     W[r, c, t] = sum over r', c', t' of R[r', r] * B[c', c] * K[t', t] * C[r', c', t']
 
-docs/format-transform.md, "Restoring a tensor".
+and K may be scaled by frequency. docs/format-transform.md, "Restoring a tensor".
 """
 
 from __future__ import annotations
@@ -15,10 +15,15 @@ import numpy.typing as npt
 
 from ..bitstream import context
 from ..errors import FormatError
+from . import grid
 from .rounding import to_dtype
 from .scalar import ScalarCode, unview, view_shape
 from .transform_heads import Code
 from .transform_maps import MAX_DCT, Dct, Maps, Matrix, apply_maps, dct_matrix
+
+TAP_UNIT = grid.RESOLUTION // 4
+"""Grid points of one unit of `tap_scale`: a quarter of an octave."""
+MAX_TAP_SCALE = 256
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,10 @@ class TransformCode:
       1 to 32 taps. A row of these is a basis vector. None: the identity.
     * `swapped`: rows are those of axis 1 of the tensor, channels those of axis 0. (That of the ScalarCodes is
       not used.)
+    * `tap_scale`: int64 [taps] or None for zeros, with a DCT only: coefficients of frequency t count 2^(e[t] / 4)
+      times; |e| <= 256.
 
-    Ranks are bounded by `Extents.most`.
+    Ranks are bounded by `Extents.most`. Coefficients, not bases, may have a trellis.
     """
 
     coefficients: Code
@@ -102,6 +109,7 @@ class TransformCode:
     taps: Code | Dct | None = None
     joint: bool = False
     swapped: bool = False
+    tap_scale: npt.NDArray[np.int64] | None = None
 
     def bases(self) -> list[Code]:
         """The stored bases, in the order of the file: rows, channels, taps."""
@@ -119,6 +127,13 @@ class TransformCode:
             raise ValueError("a joint basis stands in `channels`, and instead of `taps`")
         if isinstance(self.taps, Dct) and not of.has_dct:
             raise ValueError(f"a DCT needs kernel axes of 1 to {MAX_DCT} taps, not {of.kernel}")
+        if self.tap_scale is not None:
+            exponents = np.asarray(self.tap_scale)
+            if not isinstance(self.taps, Dct) or 0 in shape or exponents.shape != (of.taps,):
+                raise ValueError(f"tap_scale of shape {exponents.shape}: only a DCT of a tensor with elements has "
+                                 f"one, with a number for each of its {of.taps} frequencies")
+            if int(np.abs(exponents).max()) > MAX_TAP_SCALE:
+                raise ValueError(f"tap_scale is beyond +-{MAX_TAP_SCALE}")
         ranks = [len(basis.q) if isinstance(basis, Code) else None
                  for basis in (self.rows, self.channels, self.taps)]
         for rank, most in zip(ranks, of.most(self.joint), strict=True):
@@ -132,11 +147,12 @@ class TransformCode:
             return None if basis is None else basis.matrix().astype(np.float64)
 
         taps: tuple[Matrix, ...] = ()
+        scale = None if self.tap_scale is None else grid.value(np.asarray(self.tap_scale) * TAP_UNIT)
         if isinstance(self.taps, Dct):
             taps = tuple(dct_matrix(self.taps, extent) for extent in shape[2:])
         elif self.taps is not None:
             taps = (self.taps.matrix().astype(np.float64),)
-        return Maps(stored(self.rows), stored(self.channels), taps, self.joint)
+        return Maps(stored(self.rows), stored(self.channels), taps, self.joint, scale)
 
     def coefficient_extents(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """rows', channels', taps' for a tensor of this shape; rows', k, 1 where `joint`."""
@@ -164,7 +180,8 @@ class TransformCode:
     def compact(self, shape: tuple[int, ...]) -> TransformCode:
         """The same tensor, bit for bit, without the basis vectors whose coefficients are all zero.
 
-        BlockCodes stay as they are: a block of depth 0 costs nothing.
+        BlockCodes stay as they are: a block of depth 0 costs nothing. With a trellis only rows are left out: the
+        levels of a row depend on all of its columns.
         """
         coefficients = self.coefficients
         if not isinstance(coefficients, ScalarCode):
@@ -174,9 +191,9 @@ class TransformCode:
         rows, channels, taps = self.rows, self.channels, self.taps
         if isinstance(rows, ScalarCode):
             q, rows, coefficients = q[live[0]], _rows_of(rows, live[0]), _rows_of(coefficients, live[0])
-        if isinstance(channels, ScalarCode):
+        if isinstance(channels, ScalarCode) and not coefficients.trellis:
             q, channels = q[:, live[1]], _rows_of(channels, live[1])
-        if isinstance(taps, ScalarCode):
+        if isinstance(taps, ScalarCode) and not coefficients.trellis:
             q, taps = q[:, :, live[2]], _rows_of(taps, live[2])
         flat = np.ascontiguousarray(q).reshape(q.shape[0], q.shape[1] * q.shape[2])
         return replace(self, coefficients=replace(coefficients, q=flat), rows=rows, channels=channels, taps=taps)

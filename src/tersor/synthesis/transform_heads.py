@@ -45,9 +45,11 @@ class ScalarHead:
     row_index: npt.NDArray[np.int64] | None
     resolution: int
     shift: tuple[int, int]
+    trellis: int = 0
 
     def code(self, q: npt.NDArray[np.int32]) -> ScalarCode:
-        return ScalarCode(q, self.step_index, self.row_index, max(self.resolution, 0), self.shift)
+        return ScalarCode(q, self.step_index, self.row_index, max(self.resolution, 0), self.shift,
+                          trellis=self.trellis)
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,12 @@ class Heads:
                 raise ValueError(f"blocks of whole channels need a unit of {_unit(shape, kind)}, not {code.unit}")
             self._put_blocks(writer, code, kind)
             return shape
-        if code.trellis:
-            raise ValueError("the format has no trellis for transforms")
+        if code.trellis and kind == BASIS:
+            raise ValueError("a basis has no trellis, only coefficients may have one")
         writer.put([code.step_index - self._last[kind]], _STEP[kind])
         self._last[kind] = code.step_index
-        writer.put(code.shift, _SHIFT)
+        if not code.trellis:
+            writer.put(code.shift, _SHIFT)
         if self.mode == SMALL:
             shape = replace(shape, bypass=context.choose_bypass(code.q))
             writer.put([shape.bypass], _BYPASS)
@@ -105,13 +108,15 @@ class Heads:
         if steps.size:
             self._last[kind] = int(steps[-1])
 
-    def take(self, reader: IntegerReader, shape: context.Shape, kind: int,
-             what: str) -> ScalarHead | BlockHead:
-        """Read a head. FormatError that names `what`."""
+    def take(self, reader: IntegerReader, shape: context.Shape, kind: int, what: str,
+             states: int = 0) -> ScalarHead | BlockHead:
+        """Read a head; states: of the matrix' trellis, 0 for none. FormatError that names `what`."""
         if self.mode == FIXED:
             return self._take_blocks(reader, shape, kind, what)
         self._last[kind] += int(reader.take(1, _STEP[kind])[0])
-        first, more = (reader.one(_SHIFT, 0, MAX_SHIFT, f"{what}: reconstruction shift") for _ in "ab")
+        first = more = 0
+        if not states:
+            first, more = (reader.one(_SHIFT, 0, MAX_SHIFT, f"{what}: reconstruction shift") for _ in "ab")
         if self.mode == SMALL:
             bypass = reader.one(_BYPASS, 0, context.MAX_BYPASS, f"{what}: bypass bits")
             shape = replace(shape, bypass=bypass)
@@ -120,21 +125,21 @@ class Heads:
         if resolution >= 0:
             rows = spread.take(reader, shape.rows, _CLASS[kind], _ROW[kind], what)
             if kind == BASIS:
-                rows = _sums(rows, 0, f"{what}: row exponents", grid.MAX_INDEX)
+                rows = running_sums(rows, 0, f"{what}: row exponents", grid.MAX_INDEX)
         if beyond_grid(self._last[kind], rows, resolution):
             raise FormatError(f"{what}: a step is beyond the grid: the file is corrupt")
-        return ScalarHead(shape, self._last[kind], rows, resolution, (first, more))
+        return ScalarHead(shape, self._last[kind], rows, resolution, (first, more), states)
 
     def _take_blocks(self, reader: IntegerReader, shape: context.Shape, kind: int,
                      what: str) -> BlockHead:
         axis = reader.one(_AXIS, 0, 1, f"{what}: the axis of its blocks")
         blocks = 1 + reader.one(_AXIS, 0, MAX_BLOCKS - 1, f"{what}: the number of blocks")
-        depths = _sums(reader.take(blocks, _DEPTH), 0, f"{what}: bit depths", MAX_DEPTH)
+        depths = running_sums(reader.take(blocks, _DEPTH), 0, f"{what}: bit depths", MAX_DEPTH)
         if int(depths.min()) < 0:
             raise FormatError(f"{what}: a bit depth is negative: the file is corrupt")
         steps = np.zeros(blocks, dtype=np.int64)
         coded = reader.take(int(np.count_nonzero(depths)), _STEP[kind])
-        steps[depths > 0] = _sums(coded, self._last[kind], f"{what}: steps", grid.MAX_INDEX)
+        steps[depths > 0] = running_sums(coded, self._last[kind], f"{what}: steps", grid.MAX_INDEX)
         if coded.size:
             self._last[kind] = int(steps[depths > 0][-1])
         return BlockHead(shape, axis, _unit(shape, kind), depths, steps)
@@ -145,7 +150,7 @@ def _unit(shape: context.Shape, kind: int) -> int:
     return shape.taps if kind == COEFFICIENTS else 1
 
 
-def _sums(differences: npt.NDArray[np.int64], start: int, what: str, most: int) -> npt.NDArray[np.int64]:
+def running_sums(differences: npt.NDArray[np.int64], start: int, what: str, most: int) -> npt.NDArray[np.int64]:
     """start + the running sums; FormatError where one is beyond +-most (also of the differences: no overflow)."""
     sums = start + np.cumsum(differences)
     if differences.size and max(int(np.abs(differences).max()) - most, int(np.abs(sums).max())) > most:

@@ -2,9 +2,10 @@
 
     W[r, c, t] = sum over r', c', t' of R[r', r] * B[c', c] * K[t', t] * C[r', c', t']
 
-over output rows, input channels and taps; each map may be absent. In float64, in the order taps, channels,
-rows; every sum starts with 0 and takes its terms in increasing order, each product rounded before it is
-added. docs/format-transform.md, "Maps".
+over output rows, input channels and taps; each map may be absent, and K may have factors, one for each of its
+rows, with which coefficients are multiplied first. In float64, in the order taps, channels, rows; every sum
+starts with 0 and takes its terms in increasing order, each product rounded before it is added.
+docs/format-transform.md, "Restoring a tensor".
 """
 
 from __future__ import annotations
@@ -50,21 +51,24 @@ class Maps:
     * `rows`: R [rows', rows]. `channels`: B [channels', channels], or where `joint`, [k, channels * taps].
     * `taps`: K, one matrix for each kernel axis [extent', extent] (the DCTs, which are separable), or one
       [taps', taps] for all of them; () where absent.
+    * `tap_scale`: [taps'], factors on the coefficients of each basis vector of K; None for 1.
     """
 
     rows: Matrix | None = None
     channels: Matrix | None = None
     taps: tuple[Matrix, ...] = ()
     joint: bool = False
+    tap_scale: Matrix | None = None
 
     def kernel(self) -> Matrix | None:
-        """K as one matrix [taps', taps] (the Kronecker product, not bit-exact), or None."""
+        """K as one matrix [taps', taps] (the Kronecker product, its rows times `tap_scale`; not bit-exact), or
+        None."""
         if not self.taps:
             return None
         whole = np.ones((1, 1))
         for matrix in self.taps:
             whole = np.asarray(np.kron(whole, matrix), dtype=np.float64)
-        return whole
+        return whole if self.tap_scale is None else whole * self.tap_scale[:, None]
 
 
 def apply_maps(coefficients: Matrix, maps: Maps, threads: int = 1) -> Matrix:
@@ -74,7 +78,8 @@ def apply_maps(coefficients: Matrix, maps: Maps, threads: int = 1) -> Matrix:
     a decoder computes. Raises ValueError where sizes do not fit each other.
     """
     rows, channels, _ = coefficients.shape
-    values, outer = coefficients, rows * channels
+    values = coefficients if maps.tap_scale is None else coefficients * maps.tap_scale
+    outer = rows * channels
     taps = math.prod(matrix.shape[1] for matrix in maps.taps) if maps.taps else coefficients.shape[2]
     for i, matrix in enumerate(maps.taps):
         inner = math.prod(len(later) for later in maps.taps[i + 1 :])
