@@ -59,7 +59,8 @@ Choice choose(const Codebook& book, const double* dot, double price, const doubl
     const double energy = book.energy[static_cast<size_t>(j)], product = dot[j];
     if (!(energy > 0.0)) continue;
     const double wanted = std::min(std::max(std::nearbyint(product / energy), static_cast<double>(low)), static_cast<double>(high));
-    const int64_t nearest = static_cast<int64_t>(wanted);
+    int64_t nearest = static_cast<int64_t>(wanted);
+    if (nearest == 0) nearest = product < 0.0 ? std::max<int64_t>(low, -1) : std::min<int64_t>(high, 1);  // 0 is done
     const int64_t other = nearest > 1 ? nearest - 1 : (nearest < -1 ? nearest + 1 : nearest);
     for (int64_t q = nearest;; q = other) {
       const double gain = static_cast<double>(q);

@@ -53,7 +53,8 @@ def test_equals_the_dense_layer(options, gain, mode):
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
     counted = layer.macs((9, 10))
     if mode != "auto" or abs(counted.codebook - counted.dense) > dense.weight.numel():
-        assert layer.from_codebook((9, 10)) is (mode != "dense" and (mode != "auto" or counted.codebook < counted.dense))
+        expected_way = counted.codebook < counted.dense if mode == "auto" else mode == "codebook"
+        assert layer.from_codebook((9, 10)) is expected_way
     assert "kernels=" in repr(layer)
 
 
