@@ -15,7 +15,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ from networks import LeNet5, SqueezeNet, load
 from torch import Tensor, nn
 
 import tersor
+from tersor.adapters.inventory import WeightLayer
 from tersor.tools import transforms
 from tersor.tools.covariances import axis_size, gradient_covariance, weight_covariance
 from tersor.tools.gains import DB_PER_BIT, coding_gain
 from tersor.tools.rate_distortion import waterfill_distortion, waterfill_rate
-from tersor.tools.target import measured_target
+from tersor.tools.target import LayerTarget, measured_target
 from tersor.tools.transforms import Transform, dct, elt, identity, klt, product
 
 RESULT = common.RESULTS / "coding_gains.json"
@@ -112,7 +113,7 @@ def gains_of(network: Network, statistics: tersor.Statistics) -> list[dict[str, 
         weight = tensors[layer.name].detach().numpy()
         entry: dict[str, Any] = {"name": layer.name, "shape": list(weight.shape), "weights": weight.size}
         for centred in (False, True):
-            target = measured_target(layer, weight, statistics.layers[layer.name], centred=centred, absorbed=False)
+            target = independent(layer, weight, statistics, centred)
             c_w = {axis: weight_covariance(target, axis) for axis in AXES}
             kinds = {"whole": whole[layer.name]["centred" if centred else "plain"],
                      "factored": {axis: gradient_covariance(target, axis) for axis in AXES}}  # fmt: skip
@@ -125,6 +126,12 @@ def gains_of(network: Network, statistics: tersor.Statistics) -> list[dict[str, 
         entry["singular"] = [axis for axis, n in sizes.items() if weight.size // n < n]
         entries.append(entry)
     return entries
+
+
+def independent(layer: WeightLayer, weight: np.ndarray, statistics: tersor.Statistics, centred: bool) -> LayerTarget:
+    """The target with A and G alone, the factors of independent positions."""
+    measured = replace(statistics.layers[layer.name], coherent=None)
+    return measured_target(layer, weight, measured, centred=centred, absorbed=False)
 
 
 def measures(axes: dict[str, Covariances], kernel: tuple[int, ...]) -> Iterator[tuple[str, list[float]]]:
@@ -177,7 +184,7 @@ def all_logits(network: Network, statistics: tersor.Statistics) -> dict[str, Any
     for layer, (kind, found) in itertools.product(statistics.weights, rows.items()):
         name = layer.name
         centred = kind == "centred"
-        one, more = (measured_target(layer, tensors[name], s.layers[name], centred, False) for s in (statistics, many))
+        one, more = (independent(layer, tensors[name], s, centred) for s in (statistics, many))
         for axis in AXES[:3]:
             if axis_size(one, axis) < 2 or one.count < axis_size(one, axis) ** 2:
                 continue
@@ -212,7 +219,7 @@ def whole_gradients(network: Network, statistics: tersor.Statistics, signs: bool
     logits k, one back-propagated at a time (or `signs`: d(v.y)/dW of one random sign vector v per image).
 
     name -> "plain" or "centred" (inputs without their mean) -> axis -> [n, n]. The weight gradient of an image is
-    a sum over positions; calibration's A and G, which tersor codes by, take positions for independent.
+    a sum over positions; calibration's A and G take positions for independent.
     """
     modules = {f"{name}.weight": module for name, module in network.model.named_modules()
                if isinstance(module, nn.Conv2d | nn.Linear)}  # fmt: skip

@@ -28,8 +28,9 @@ weight. Made by `python benchmarks/coding_gains.py` from trained weights and 320
 their own. A DCT needs none.
 
 C_g is measured in four ways. *Whole gradients*, as published: outer products of d(v.y)/dW of each image. *A and G*:
-from the factors that tersor codes by, which take the positions of an image for independent. Each with inputs as they
-are, and *centred*: without their mean, for an error of the mean is made up for by a bias or BatchNorm.
+from the factors of K-FAC, which take the positions of an image for independent. (tersor's encoder works with a mixture
+of both.) Each with inputs as they are, and *centred*: without their mean, for an error of the mean is made up for by a
+bias or BatchNorm.
 
 Means are weighted by the layers' weights. A layer in which an axis is longer than there are vectors along it has a
 singular C_w, and its gain no limit at high rate: it is left out of that axis' means, and shown as "-".
@@ -44,9 +45,9 @@ FINDINGS = (
     "  DCT-II is 0.5 to 1 dB better than DCT-I; with C_g centred, or on LeNet-5's 5x5, they differ by 0.2.",
     "* The two together add up to less than their sum: on ResNet-20 8.2 and 5.0 give 9.9 dB, and a joint basis",
     "  11.0. At 2 bits/weight, where many coefficients are below the water level, 6.1 and 5.2 give 7.8.",
-    "* By A and G, centred, which tersor's encoder works with, there is less to gain: at 2 bits a DCT is worth 2.9",
-    "  dB and ELT x DCT-I 4.0 dB on ResNet-20; 4.8 and 6.3 dB on SqueezeNet. Error feedback, which needs no",
-    "  storage, takes a part of the same gain.",
+    "* tersor's encoder has less to gain, since means are made up for elsewhere: at 2 bits, centred, a DCT is worth",
+    "  4.8 dB and ELT x DCT-I 5.9 dB by whole gradients on ResNet-20 (2.9 and 4.0 by A and G); 6.4 and 7.8 (4.8 and",
+    "  6.3) on SqueezeNet. Error feedback, which needs no storage, takes a part of the same gain.",
     "* A basis over input channels has 0.11 numbers per weight on the ResNets: at 4 bits each 0.45 bits/weight,",
     "  more than the 0.32 that an ELT saves there by A and G, centred (1.9 dB), less than the 0.85 by whole",
     "  gradients (5.1 dB).",
