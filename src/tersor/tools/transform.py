@@ -23,9 +23,11 @@ import numpy.typing as npt
 
 from ..adapters.inventory import WeightLayer
 from ..config import Config, TransformConfig, split_transform
+from ..synthesis import grid
 from ..synthesis import transform as section
 from ..synthesis.scalar import ScalarCode
 from ..synthesis.transform import TransformCode
+from ..synthesis.transform_code import MAX_TAP_SCALE, TAP_UNIT
 from ..synthesis.transform_maps import Dct
 from . import scalar, transforms
 from .candidate import Candidate, distortion
@@ -56,22 +58,23 @@ def fits(target: LayerTarget, name: str, config: TransformConfig) -> bool:
     return not channels or 1 < axis_size(target, channels.partition("-")[2] or "inputs") <= config.largest
 
 
-def propose(target: LayerTarget, price: float, name: str, config: Config) -> Candidate:
+def propose(target: LayerTarget, price: float, name: str, config: Config, *, trellis: int = 0) -> Candidate:
     """The layer coded with the transform called `name` (`TransformConfig.transforms`) at lambda = `price`.
 
-    The layer must have its axes (`fits`).
+    trellis: states of the coefficients' dependent quantization: 0 (none), 4 or 8. The layer must have its axes
+    (`fits`).
     """
     channels, taps = split_transform(name)
     basis = _float_basis(target, channels, taps)
     if not basis.stored:
-        return _quantise(target, price, basis, name, config)
+        return _quantise(target, price, basis, name, config, trellis)
     offers = []
     for factor in BASIS_PRICES:
         rounded = _round_basis(target, basis, price * factor, config)
-        offer = _quantise(target, price, rounded, name, config)
+        offer = _quantise(target, price, rounded, name, config, trellis)
         live = _live(rounded, offer.code)
         if live is not None:
-            shorter = _quantise(target, price, live, name, config)
+            shorter = _quantise(target, price, live, name, config, trellis)
             offer = min(offer, shorter, key=lambda candidate: candidate.cost(price))
         offers.append(offer)
     return min(offers, key=lambda candidate: candidate.cost(price))
@@ -82,12 +85,14 @@ class _Basis:
     """S by its parts, and what a file keeps of them.
 
     parts: float64, a row for each basis vector: "rows" [k, outputs]; "columns" [k, inputs], or where `joint`
-    [k, inputs * taps]; "taps" [taps, taps]. codes: of the stored ones. dct: what "taps" is, where it is fixed.
+    [k, inputs * taps]; "taps" [taps, taps]. codes: of the stored ones. dct: what "taps" is, where it is fixed,
+    with its rows scaled by `exponents` int64 [taps], in quarters of an octave (`TransformCode.tap_scale`).
     """
 
     parts: Mapping[str, Matrix] = field(default_factory=dict)
     joint: bool = False
     dct: Dct | None = None
+    exponents: npt.NDArray[np.int64] | None = None
     codes: Mapping[str, ScalarCode] = field(default_factory=dict)
 
     @property
@@ -136,7 +141,15 @@ def _float_basis(target: LayerTarget, channels: str, taps: str) -> _Basis:
         basis = replace(basis.with_part("rows" if axis == "outputs" else "columns", matrix), joint=axis == "joint")
     for part in basis.stored:
         basis = basis.with_part(part, basis.parts[part] / np.sqrt(_costs(target, basis, part))[:, None])
-    return basis
+    return basis if basis.dct is None else _scale_frequencies(target, basis)
+
+
+def _scale_frequencies(target: LayerTarget, basis: _Basis) -> _Basis:
+    """A DCT's vectors in the scale that stored ones get, 1 / sqrt(cost), to a quarter of an octave."""
+    octaves = -0.5 * np.log2(_costs(target, basis, "taps"))
+    exponents = np.rint(octaves * grid.RESOLUTION / TAP_UNIT).astype(np.int64).clip(-MAX_TAP_SCALE, MAX_TAP_SCALE)
+    scaled = basis.parts["taps"] * grid.value(exponents * TAP_UNIT)[:, None]
+    return replace(basis.with_part("taps", scaled), exponents=exponents if exponents.any() else None)
 
 
 def _learned(target: LayerTarget, kind: str, axis: str) -> Matrix:
@@ -189,7 +202,8 @@ def _round_basis(target: LayerTarget, basis: _Basis, price: float, config: Confi
     return basis
 
 
-def _quantise(target: LayerTarget, price: float, basis: _Basis, name: str, config: Config) -> Candidate:
+def _quantise(target: LayerTarget, price: float, basis: _Basis, name: str, config: Config,
+              trellis: int) -> Candidate:
     """Coefficients for a basis as it is, with error feedback in their own metric."""
     right, left = basis.right(target), basis.parts.get("rows")
     w, a, g = target.W, target.A, target.G
@@ -203,7 +217,8 @@ def _quantise(target: LayerTarget, price: float, basis: _Basis, name: str, confi
         g = np.stack([_congruent(metric, left) for metric in metrics])
     damping = target.damping if right is None else TINY
     inner = LayerTarget(target.layer, basis.shape(target), w, a, g, target.absorbed and left is None, damping)
-    options = scalar.ScalarOptions(feedback=config.feedback, centroids=False)
+    small = config.mode == "small"
+    options = scalar.ScalarOptions(feedback=config.feedback, centroids=False, trellis=trellis, seen=small)
     code, steps = scalar.encode(inner, price, options)
     restored = np.asarray(to_matrix(code.tensor(inner.shape), inner.layer), np.float64) * steps.absorbed[:, :, None]
     if right is not None:
@@ -212,13 +227,15 @@ def _quantise(target: LayerTarget, price: float, basis: _Basis, name: str, confi
         restored = left.T @ restored
     codes = basis.codes
     whole = TransformCode(code, codes.get("rows"), codes.get("columns"),
-                          basis.dct if basis.dct is not None else codes.get("taps"), basis.joint, target.swapped)
-    mode = section.SMALL if config.mode == "small" else section.FAST
+                          basis.dct if basis.dct is not None else codes.get("taps"), basis.joint, target.swapped,
+                          basis.exponents)
+    mode = section.SMALL if small else section.FAST
     bits = 8.0 * len(section.encode([whole], [target.shape], mode))
     side = 8.0 * section.basis_bytes(whole, target.shape, mode)
     rank = "".join(f", {len(basis.parts[part])} of {basis.parts[part].shape[1]}" for part in basis.stored
                    if len(basis.parts[part]) < basis.parts[part].shape[1])
-    return Candidate("transform", whole, restored, distortion(target, restored), bits, name + rank, side)
+    label = f"{name}{rank}, trellis of {code.trellis}" if code.trellis else name + rank
+    return Candidate("transform", whole, restored, distortion(target, restored), bits, label, side)
 
 
 def _live(basis: _Basis, code: TransformCode) -> _Basis | None:
