@@ -171,17 +171,38 @@ def finetune_shared(
     Raises `ModelError` (see `SharedValues`), `ConfigError` where there are no batches or the loss is not
     finite.
     """
+    shared = SharedValues(model, codes)
+    run_epochs(shared, batches, loss, optimizer, epochs, seed=seed, scheduler=scheduler, progress=progress)
+    shared.write_back()
+    return shared.codes()
+
+
+def run_epochs(
+    module: nn.Module,
+    batches: Batches,
+    loss: Callable[[Any, Any], Tensor],
+    optimizer: MakeOptimizer,
+    epochs: int,
+    *,
+    seed: int = 0,
+    scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+    progress: Callable[[int, float], None] | None = None,
+    between: Callable[[int], None] | None = None,
+) -> None:
+    """The training loop of `finetune_shared` for any module; arguments and errors as there.
+
+    between: called with the epoch's number after each epoch but the last.
+    """
     if epochs < 1:
         raise ConfigError(f"epochs={epochs} must be at least 1")
-    shared = SharedValues(model, codes)
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(seed)
-        steps = optimizer(list(shared.parameters()))
+        steps = optimizer(list(module.parameters()))
         schedule = scheduler(steps) if scheduler is not None else None
         for epoch in range(epochs):
             total, count = 0.0, 0
             for inputs, targets in batches(epoch) if callable(batches) else batches:
-                value = loss(shared(inputs), targets)
+                value = loss(module(inputs), targets)
                 if not bool(torch.isfinite(value)):
                     raise ConfigError(
                         f"epoch {epoch}, batch {count}: the loss is {value.item()}; use a lower learning rate"
@@ -199,8 +220,8 @@ def finetune_shared(
                 )
             if progress is not None:
                 progress(epoch, total / count)
-    shared.write_back()
-    return shared.codes()
+            if between is not None and epoch + 1 < epochs:
+                between(epoch)
 
 
 @contextmanager
