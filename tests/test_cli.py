@@ -124,6 +124,20 @@ def test_codebooks(model, arguments, codebook):
     assert ("scope" in codebook) == (len(set.union(*each)) > max(map(len, each)))
 
 
+@pytest.mark.parametrize(("arguments", "options"), [
+    (["--tool", "scalar,transform", "--transforms", "klt,dct2"], {
+        "tools": ("scalar", "transform"), "transform": tersor.TransformConfig(("klt", "dct2"))}),
+    (["--tool", "kernels", "--kernels", "16", "--kernel-bits", "5"], {
+        "tools": ("kernels",), "kernels": tersor.KernelConfig(size=16, value_bits=5)}),
+    (["--effort", "7"], {"effort": 7}),
+])
+def test_rival_tools_and_their_options(model, arguments, options):
+    assert cli.main(["compress", "model.safetensors", "--bits", "4", *arguments, "-q"]) == 0
+    from_python = tersor.compress("model.safetensors", bits=4, **options)
+    with open("model.tersor", "rb") as file:
+        assert file.read() == from_python.data
+
+
 def test_the_tool_of_single_layers(model, capsys):
     layers = ["--layer", r"[05]\.weight=codebook", "--layer", "2.weight=scalar"]
     for tool, expected in (("scalar", {"0.weight", "5.weight"}), ("codebook", {"0.weight", "5.weight", "6.weight"})):
@@ -224,7 +238,7 @@ MODEL = "model.safetensors"
     (["compress", MODEL, "--snr", "30"], 2, "from Python: tersor.compress(model, stats, snr=30)"),
     (["compress", MODEL, "--bits", "3", "--effort", "10"], 2, "--effort"),
     (["compress", MODEL, "--bits", "3", "--mode", "tiny"], 2, "--mode"),
-    (["compress", MODEL, "--bits", "3", "--layer", "raw"], 2, "REGEX=raw"),
+    (["compress", MODEL, "--bits", "3", "--layer", "raw"], 2, "REGEX=TOOL"),
     (["compress", MODEL, "--bits", "3", "--layer", "(=raw"], 2, "regular expression"),
     (["compress", MODEL, "--bits", "3", "--layer", "x=weight:none"], 2, "positive number"),
     (["compress", MODEL, "--bits", "3", "--tool", "raw"], 2, "--tool"),
@@ -232,6 +246,10 @@ MODEL = "model.safetensors"
     (["compress", MODEL, "--bits", "3", "--layer", "x=raw", "--per-layer"], 2, "--per-layer is for the codebook"),
     (["compress", MODEL, "--bits", "3", "--tool", "scalar", "--levels", "8"], 2, "--levels is for the codebook"),
     (["compress", MODEL, "--bits", "3", "--tool", "codebook", "--levels", "0"], 2, "levels=0 must be an integer"),
+    (["compress", MODEL, "--bits", "3", "--transforms", "elt"], 2, "--transforms is for the transform tool: give"),
+    (["compress", MODEL, "--bits", "3", "--kernel-bits", "5"], 2, "--kernel-bits is for the kernels tool: give"),
+    (["compress", MODEL, "--bits", "3", "--tool", "transform", "--transforms", "fourier"], 2, "transform 'fourier' is"),
+    (["compress", MODEL, "--bits", "3", "--tool", "scalar,codebook"], 2, "no rivals"),
     (["compress", MODEL, "--bits", "3", "--tool", "codebook", "--levels", "x"], 2, "argument --levels"),
     (["compress", MODEL, "--bits", "3", "--tool", "codebook", "--method", "median"], 2, "--method"),
     (["compress", MODEL, "--bits", "3", "--tool", "codebook", "--method", "uniform", "--levels", "8"], 2,

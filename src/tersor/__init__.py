@@ -18,17 +18,18 @@ from .errors import TersorError
 from .limits import Limits
 
 if TYPE_CHECKING:
-    from .config import CodebookConfig, Config, LayerConfig
+    from .config import CodebookConfig, Config, KernelConfig, LayerConfig, TransformConfig
     from .encoder import compress, restore
     from .packed import Packed
     from .sensitivity import Statistics, calibrate
 
 __version__ = "0.1.0"
 
-__all__ = ["CodebookConfig", "Config", "LayerConfig", "Limits", "Packed", "Statistics", "TersorError", "TersorFile",
-           "calibrate", "compress", "load", "restore"]
+__all__ = ["CodebookConfig", "Config", "KernelConfig", "LayerConfig", "Limits", "Packed", "Statistics", "TersorError",
+           "TersorFile", "TransformConfig", "calibrate", "compress", "load", "restore"]
 
-_LAZY = {"CodebookConfig": "config", "Config": "config", "LayerConfig": "config", "Packed": "packed",
+_LAZY = {"CodebookConfig": "config", "Config": "config", "KernelConfig": "config", "LayerConfig": "config",
+         "TransformConfig": "config", "Packed": "packed",
          "Statistics": "statistics", "calibrate": "sensitivity", "compress": "encoder", "restore": "encoder"}
 """Public name -> module; imported at first use: torch takes seconds, and reading files does not need it."""
 

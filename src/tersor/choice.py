@@ -43,6 +43,12 @@ class Decision:
     distortion: float
     losers: tuple[tuple[str, float], ...] = ()
 
+    def report(self) -> dict[str, object]:
+        """As plain data; bits per weight."""
+        return {"tool": self.tool, "label": self.label, "bits": float(self.bits / self.count),
+                "side_bits": float(self.side_bits / self.count), "distortion": float(self.distortion),
+                "losers": [[label, round(float(ratio), 4)] for label, ratio in self.losers]}
+
 
 @dataclass(frozen=True)
 class _Known:

@@ -23,7 +23,17 @@ from collections.abc import Sequence
 from typing import NoReturn, TextIO, get_args, get_type_hints
 
 from . import __version__
-from .config import DEFAULT_EFFORT, MAX_EFFORT, MIN_EFFORT, MODES, TOOLS, CodebookConfig, LayerConfig
+from .config import (
+    DEFAULT_EFFORT,
+    MAX_EFFORT,
+    MIN_EFFORT,
+    MODES,
+    RIVALS,
+    TOOLS,
+    CodebookConfig,
+    KernelConfig,
+    LayerConfig,
+)
 from .errors import ConfigError, FormatError, TargetError, TersorError
 from .show import Reporter, printable
 
@@ -154,12 +164,19 @@ def _add_compress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-exact", action="store_true",
                         help="keep every tensor that is no weight matrix bit for bit")
     parser.add_argument("--layer", type=_layer, action="append", default=[], metavar="REGEX=WHAT",
-                        help="for weights whose whole name matches: raw keeps them bit for bit; scalar, codebook: "
-                             "the tool for them; weight:4 multiplies what their errors count by 4. The first match "
-                             "counts; may be given several times")
-    parser.add_argument("--tool", choices=("scalar", "codebook"), default="scalar",
-                        help="for weights: integers times a step, or values that weights share "
-                             "(default: %(default)s)")
+                        help="for weights whose whole name matches: raw keeps them bit for bit; scalar, transform, "
+                             "kernels, codebook: the tool for them; weight:4 multiplies what their errors count by 4. "
+                             "The first match counts; may be given several times")
+    parser.add_argument("--tool", type=_tools, metavar="TOOL[,TOOL...]",
+                        help=f"for weights: some of {', '.join(RIVALS)}, of which each layer gets the one that costs "
+                             "least; or codebook (default: by --effort, scalar up to 6)")
+    parser.add_argument("--transforms", type=_names, metavar="NAME[,NAME...]",
+                        help="that the transform tool may choose from: identity, elt, klt, dct1, dct2, elt-taps, "
+                             "klt-taps, elt+dct2 ...")
+    parser.add_argument("--kernels", type=int, metavar="N",
+                        help="size of each layer's codebook of kernels (default: what rate and distortion prefer)")
+    parser.add_argument("--kernel-bits", type=int, metavar="B",
+                        help=f"of the values of kernels (default: {KernelConfig.value_bits})")
     codebook = parser.add_argument_group("the codebook tool", "for --tool codebook or --layer REGEX=codebook")
     codebook.add_argument("--method", choices=get_args(get_type_hints(CodebookConfig)["method"]),
                           help="how values are found: iterative entropy-constrained quantization, one step for all, "
@@ -230,8 +247,23 @@ def _layer(text: str) -> tuple[str, LayerConfig]:
         raise argparse.ArgumentTypeError(f"{pattern!r} is no regular expression: {error}") from None
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    raise argparse.ArgumentTypeError(f"{text!r} is not REGEX=raw, REGEX=scalar, REGEX=codebook or "
-                                     "REGEX=weight:NUMBER")
+    raise argparse.ArgumentTypeError(f"{text!r} is not REGEX=weight:NUMBER or REGEX=TOOL, with one of the tools "
+                                     f"{', '.join(TOOLS)}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _tools(text: str) -> tuple[str, ...]:
+    """
+    >>> _tools("scalar,transform")
+    ('scalar', 'transform')
+    """
+    tools = _names(text)
+    if any(tool not in TOOLS or tool == "raw" for tool in tools):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of {', '.join(RIVALS)}, nor codebook")
+    return tools
 
 
 def _flush(stream: TextIO | None) -> None:

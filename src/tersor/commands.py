@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .adapters import safetensors as safetensors_adapter
-from .config import CodebookConfig, Config, LayerConfig
+from .config import CodebookConfig, Config, KernelConfig, LayerConfig, TransformConfig
 from .decoder import TersorFile, load, tool_name
 from .errors import ConfigError
 from .show import Outcome, Reporter, bits, inspection, plural, smaller
@@ -126,14 +126,23 @@ def encoder_config(options: argparse.Namespace) -> Config:
     chosen = {"method": options.method, "coder": options.coder, "levels": options.levels,
               "scope": "layer" if options.per_layer else None}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    if chosen and options.tool != "codebook" and all(layer.tool != "codebook" for layer in layers.values()):
+    tools: tuple[str, ...] | None = options.tool
+    used = {*Config(tools=tools, effort=options.effort).chosen_tools, *(layer.tool for layer in layers.values())}
+    if chosen and "codebook" not in used:
         flag = "--per-layer" if "scope" in chosen else f"--{next(iter(chosen))}"
         raise ConfigError(f"{flag} is for the codebook tool: give --tool codebook or --layer REGEX=codebook as well")
+    for flag, value, tool in (("--transforms", options.transforms, "transform"),
+                              ("--kernels", options.kernels, "kernels"),
+                              ("--kernel-bits", options.kernel_bits, "kernels")):
+        if value is not None and tool not in used:
+            raise ConfigError(f"{flag} is for the {tool} tool: give --tool {tool} or --layer REGEX={tool} as well")
     if options.levels is not None and options.method == "uniform":
         raise ConfigError("--levels is for --method ecsq and kmeans; with uniform the number of values follows from "
                           "the target")
-    return Config(tools=(options.tool,), mode=options.mode, effort=options.effort, keep_exact=options.keep_exact,
-                  layers=layers, codebook=CodebookConfig(**chosen))
+    bits = KernelConfig.value_bits if options.kernel_bits is None else options.kernel_bits
+    return Config(tools=tools, mode=options.mode, effort=options.effort, keep_exact=options.keep_exact,
+                  layers=layers, codebook=CodebookConfig(**chosen), transform=TransformConfig(options.transforms),
+                  kernels=KernelConfig(size=options.kernels, value_bits=bits))
 
 
 def output_path(given: str | None, source: str, suffix: str, other: str) -> str:

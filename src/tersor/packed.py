@@ -17,6 +17,9 @@ class Packed:
     * `parameters`: the denominator of bits/weight. `price`: lambda. `snr`: signal-to-noise ratio at the
       output in dB on the calibration samples, None where it was not measured.
     * `notes`: what the encoder wants its user to know.
+    * `decisions`: weight name -> how it is coded and what the other ways would have cost, as plain data, where
+      several were tried: tool, label, bits (per weight, all included), side_bits (of them for bases and codebooks),
+      distortion, losers: [label, J over the winner's J].
     """
 
     data: bytes = field(repr=False)
@@ -25,6 +28,7 @@ class Packed:
     snr: float | None = None
     weight_bytes: int = 0
     notes: list[str] = field(default_factory=list)
+    decisions: dict[str, dict[str, object]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -62,5 +66,5 @@ class Packed:
             "total_bytes": self.size, "header_bytes": header, "payload_bytes": self.weight_bytes,
             "side_bytes": self.size - header - self.weight_bytes, "bytes_by_tool": by_tool,
             "bits_per_weight": self.bits_per_weight, "parameters": self.parameters,
-            "lambda": self.price, "snr_db": self.snr, "notes": list(self.notes),
+            "lambda": self.price, "snr_db": self.snr, "notes": list(self.notes), "decisions": dict(self.decisions),
         }
