@@ -27,7 +27,7 @@ class Group:
 
     * `y`: float64 [c, m, t], weights in units of `scale` [m].
     * `whiten`: float64 [c, t, t], R of each block; zero for columns that are padding.
-    * `columns`: the factor of A. `row_weight`: float64 [m, m], V_ir / V_ii at [r, i] in units of the rows, or None.
+    * `columns`: the factor of A. `row_weight`: float64 [m, m], V_ir / V_ii at [i, r] in units of the rows, or None.
     * `weight`: float64 [m], g_i s_i^2: what |e R|^2 of a row costs.
     """
 
@@ -115,8 +115,8 @@ def blocks_of(target: LayerTarget, taps: int, scale: Matrix, *, feedback: bool =
         rows = target.row_factors[k].factor
         weights = None
         if feedback and rows.upper is not None:
-            ratio = np.tril((rows.upper / np.diag(rows.upper)[:, None]).T, -1)
-            weights = np.ascontiguousarray(ratio * scale[k][None, :] / scale[k][:, None])
+            ratio = np.triu(rows.upper / np.diag(rows.upper)[:, None], 1)
+            weights = np.ascontiguousarray(ratio * scale[k][:, None] / scale[k][None, :])
         groups.append(Group(_cut(target.W[k] / scale[k][:, None], taps), scale[k], _whiteners(columns, taps),
                             columns if feedback else columns.without_feedback(), weights, costs[k] * scale[k] ** 2))
     return Blocks(groups, taps, target.W.shape[2])

@@ -22,12 +22,18 @@ def refit(target: LayerTarget, blocks: Blocks, words: Matrix, chosen: Chosen) ->
     groups, m, n = target.W.shape
     if groups * m * n * (n + m) * ITERATIONS > WORK:
         return words
+    # Single precision does for directions, of numbers near 1: the step along them is measured.
+    sides = [np.maximum(float(np.abs(side).max(initial=0.0)), 1e-300) for side in (target.A, target.G)]
+    inputs, outputs = ((side / most).astype(np.float32) for side, most in zip((target.A, target.G), sides, strict=True))
 
     def product(x: Matrix) -> Matrix:
         """G x A, for x in the units of W."""
-        right = [part * a if a.ndim == 1 else part @ a for part, a in zip(x, target.A, strict=True)]
-        return np.stack([g[:, None] * part if g.ndim == 1 else g @ part
-                         for part, g in zip(right, target.G, strict=True)])
+        unit = max(float(np.abs(x).max(initial=0.0)), 1e-300)
+        right = [part * a if a.ndim == 1 else part @ a
+                 for part, a in zip((x / unit).astype(np.float32), inputs, strict=True)]
+        both = np.stack([g[:, None] * part if g.ndim == 1 else g @ part
+                         for part, g in zip(right, outputs, strict=True)])
+        return np.asarray(both * (unit * sides[0] * sides[1]), dtype=np.float64)
 
     def collect(x: Matrix) -> Matrix:
         """The transpose of words -> restored matrix: [groups, m, n] -> [k, t]."""

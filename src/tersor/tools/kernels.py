@@ -103,7 +103,8 @@ def variants(config: KernelConfig) -> tuple[Variant, ...]:
         return ("gains",)
     plain: tuple[Variant, ...] = ("signs",) if config.signs else ("plain",) if config.signs is False else \
         ("plain", "signs")
-    return plain if config.gains is False else (*plain[:1], "gains")
+    # Gains of a fixed length are dear: each takes the bits of the rarest.
+    return plain if config.gains is False or config.coder == "fixed" else (*plain[:1], "gains")
 
 
 def propose(target: LayerTarget, price: float, config: KernelConfig, mode: str, *, feedback: bool = True,
@@ -130,6 +131,7 @@ def _train(blocks: Blocks, variant: Variant, price: float, wanted: int | None, c
     """The codebook of the wanted size, or two of the sizes with the least J: sizes grow until J has risen twice."""
     per_row = float(np.mean(np.concatenate([group.weight for group in blocks.groups])))
     norm = 1.25 * float(np.sqrt(6.0 * price / (np.log(2.0) * per_row)))  # of a gain's step, at high rate
+    paid = 0.0 if config.coder == "fixed" else price  # all indexes of one length
     found: list[Trained] = []
     words = np.zeros((0, blocks.taps))
     book: Book | None = None
@@ -138,7 +140,7 @@ def _train(blocks: Blocks, variant: Variant, price: float, wanted: int | None, c
         words = kmeans.seed(blocks, variant, min(size, blocks.count), words, norm, rng)
         book = _grown(book, words, variant)
         last = size == wanted
-        found.append(kmeans.lloyd(blocks, book, price, 12 if last else 4, rng, keep=wanted is not None))
+        found.append(kmeans.lloyd(blocks, book, paid, 12 if last else 4, rng, keep=wanted is not None))
         book, words = found[-1].book, found[-1].book.words
         costs = [_objective(trained, blocks, price, config) for trained in found]
         if wanted is None and len(costs) > 2 and min(costs[-2:]) > min(costs):
@@ -146,7 +148,7 @@ def _train(blocks: Blocks, variant: Variant, price: float, wanted: int | None, c
     if wanted is not None:
         return found[-1:]
     order = np.argsort(costs, kind="stable")[:FINALISTS]
-    return [kmeans.lloyd(blocks, found[i].book, price, 4, rng) for i in order]
+    return [kmeans.lloyd(blocks, found[i].book, paid, 4, rng) for i in order]
 
 
 def _grown(book: Book | None, words: Matrix, variant: Variant) -> Book:
@@ -172,18 +174,20 @@ def _objective(trained: Trained, blocks: Blocks, price: float, config: KernelCon
 def finish(layer: Layer, book: Book, price: float, config: KernelConfig, mode: str, feedback: bool,
            passes: int = PASSES) -> Candidate:
     """The layer with this codebook: values on their grid, indexes by passes with feedback, the best of them."""
-    chosen = choose(layer.blocks, book, RDO * price, feedback)
+    paid = 0.0 if config.coder == "fixed" else RDO * price
+    chosen = choose(layer.blocks, book, paid, feedback)
     book = kmeans.learnt(book, chosen)[0]
     best: Candidate | None = None
-    for _ in range(passes):
+    for left in reversed(range(passes)):
         values, step = round_values(layer.blocks, book, chosen, price, config)
         exact = replace(book, words=np.asarray(values * float(grid.value(step)), dtype=np.float64))
-        chosen = choose(layer.blocks, exact, RDO * price, feedback)
+        chosen = choose(layer.blocks, exact, paid, feedback)
         made = _candidate(layer, exact, values, step, chosen, config, mode)
         if best is None or made.cost(price) < best.cost(price):
             best = made
-        words = refit(layer.target, layer.blocks, exact.words, chosen)
-        book = replace(kmeans.learnt(exact, chosen)[0], words=words)
+        if left:
+            words = refit(layer.target, layer.blocks, exact.words, chosen)
+            book = replace(kmeans.learnt(exact, chosen)[0], words=words)
     assert best is not None
     return best
 
@@ -200,8 +204,9 @@ def round_values(blocks: Blocks, book: Book, chosen: Chosen, price: float,
     finest = int(np.ceil(np.log2(largest / (limit + 0.5)) * grid.RESOLUTION))
     best: tuple[float, npt.NDArray[np.int32], int] | None = None
     coarsest = int(np.log2(largest / 2.0) * grid.RESOLUTION)
-    for index in range(finest, max(coarsest, finest) + 1, 4):
-        step = float(grid.value(np.clip(index, -grid.MAX_INDEX, grid.MAX_INDEX)))
+    for wanted in range(finest, max(coarsest, finest) + 1, 4):
+        index = int(np.clip(wanted, -grid.MAX_INDEX, grid.MAX_INDEX))
+        step = float(grid.value(index))
         values = np.clip(np.rint(book.words / step), -limit - 1, limit).astype(np.int32)
         error = values * step - book.words
         lost = float(np.einsum("ks,kst,kt->", error, metric, error))
