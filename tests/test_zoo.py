@@ -78,5 +78,4 @@ def test_resnet32_is_as_accurate_as_the_network_it_came_from() -> None:
     given = networks.load(networks.CifarResNet(32), folder / "resnet32.safetensors")
     found = right(restored("resnet32.tersor", networks.CifarResNet(32)), images, labels).double()
     change = found - right(given, images, labels).double()
-    # 1,017 images: within two standard errors of the paired difference it cannot be told from the original.
-    assert change.mean() >= -2 * change.std() / len(change) ** 0.5
+    assert change.mean() >= 0, f"{float(change.mean()):+.2%} on {len(change)} images"
