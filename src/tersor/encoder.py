@@ -30,6 +30,7 @@ from .errors import ConfigError, ModelError
 from .limits import Limits
 from .lockstep import Mismatch, Stage, forward, lockstep_walk, prepare
 from .packed import Packed
+from .published import Tables, is_wanted, measure
 from .statistics import Statistics
 from .tools import scalar
 from .writer import Written, write
@@ -81,7 +82,8 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
         if not isinstance(model, nn.Module):
             inventory = stats.explain(inventory)
     plan = Plan(inventory, stats, settings, _diagonals(sensitivity, inventory))
-    job = _Job(plan, model if isinstance(model, nn.Module) else None)
+    network = model if isinstance(model, nn.Module) else None
+    job = _PublishedJob(plan, network, progress) if is_wanted(settings) else _Job(plan, network)
     if kind == "snr":
         return job.to_snr(float(wanted), progress)
     target = float(wanted) if kind == "size" else wanted * inventory.parameters / 8.0
@@ -146,11 +148,15 @@ class _Job:
             return float(len(trial.written.data)), trial
 
         slope = -max(weights, 1) / (8.0 if self.plan.shared else 16.0)
-        best = search(encode, target, start, slope, what="size in bytes", progress=progress)
+        best = self._filled(search(encode, target, start, slope, what="size in bytes", progress=progress), target)
         if best.value < (1.0 - TOLERANCE) * target:
             self.notes.append(f"the file is {100 * (1 - best.value / target):.1f}% smaller than asked: no finer "
                               f"choice of steps or shared values comes nearer")
         return self._packed(best)
+
+    def _filled(self, best: Trial[_Trial], target: float) -> Trial[_Trial]:
+        """The trial, or a larger one still within the target, where lambda alone came less than near to it."""
+        return best
 
     def to_snr(self, target: float, progress: Callable[[str], None] | None) -> Packed:
         """The smallest file of at least `target` dB."""
@@ -211,8 +217,9 @@ class _Job:
         trial = best.result
         if trial.snr is None and self.model is not None and self.stage is not None:
             trial.snr = self._measure(trial.written)
-        return Packed(trial.written.data, self.plan.inventory.parameters, trial.encoding.price, trial.snr,
-                      trial.written.weight_bytes, self.notes)
+        decisions = {name: decision.report() for name, decision in trial.encoding.decisions.items()}
+        return Packed(trial.written.data, self.plan.inventory.parameters, float(trial.encoding.price), trial.snr,
+                      trial.written.weight_bytes, self.notes, decisions)
 
     def _first_guess(self, bits: float) -> float:
         """log2 lambda at which plain rounding would have an entropy of `bits` per weight."""
@@ -243,6 +250,33 @@ class _Job:
             middle = (low + high) / 2
             low, high = (middle, high) if entropy(middle) > bits else (low, middle)
         return (low + high) / 2
+
+
+class _PublishedJob(_Job):
+    """Fixed-length coding with bit depths chosen on the network's output; see `tersor.published`."""
+
+    def __init__(self, plan: Plan, model: nn.Module | None, progress: Callable[[str], None] | None) -> None:
+        self.tables: Tables = measure(plan, model, progress)
+        super().__init__(plan, model)
+        self.corrected = False
+        self.notes.append(self.tables.note)
+
+    def _begin(self, x: float) -> Encoding:
+        return self.tables.encoding(2.0**x)
+
+    def _filled(self, best: Trial[_Trial], target: float) -> Trial[_Trial]:
+        spare = target - best.value
+        while best.value < (1.0 - TOLERANCE) * target and spare >= 1.0:
+            encoding = self.tables.encoding(2.0**best.log_price, 8.0 * spare)
+            written = write(encoding)
+            if len(written.data) <= target:
+                return Trial(best.log_price, float(len(written.data)), _Trial(encoding, written, None))
+            spare -= max(1.0, len(written.data) - target)  # what the steps of deeper blocks take
+        return best
+
+    def _first_guess(self, bits: float) -> float:
+        count = sum(table.count for table in self.tables.every)
+        return float(np.clip(math.log2(self.tables.price_for(bits * count)), -100.0, 100.0))
 
 
 def signal_to_noise(y: Tensor, y_hat: Tensor) -> float:

@@ -16,7 +16,7 @@ from .decoder import TIED
 from .encoding import Encoding
 from .synthesis import batchnorm, codebook, kernels, raw, scalar, transform, vector
 from .synthesis.scalar import FAST, SMALL
-from .synthesis.transform import TransformCode
+from .synthesis.transform import FIXED, BlockCode, TransformCode
 from .tools.kernels import file_coder
 
 RAW, SCALAR, BATCHNORM, VECTOR, CODEBOOK, TRANSFORM, KERNELS = range(7)
@@ -66,9 +66,10 @@ def write(encoding: Encoding) -> Written:
         add(SCALAR, group, payload)
     for group in _groups(inventory, {name: code.coefficients.q.size for name, code in transforms.items()}):
         members = [transforms[name] for name in group]
+        fixed = any(isinstance(code.coefficients, BlockCode) for code in members)
         shapes = [inventory.tensors[name].shape for name in group]
-        cuts = _rows_per_part([code.coefficients.q for code in members])
-        payload, streams = transform.encode_counted(members, shapes, mode, cuts)
+        cuts = 0 if fixed else _rows_per_part([code.coefficients.q for code in members])
+        payload, streams = transform.encode_counted(members, shapes, FIXED if fixed else mode, cuts)
         weight_bytes += streams
         add(TRANSFORM, group, payload)
     for group in _groups(inventory, {name: code.index.size for name, code in encoding.kernels.items()}):
