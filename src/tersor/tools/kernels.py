@@ -34,12 +34,12 @@ RDO = 0.6
 """Share of lambda that decisions with feedback pay for a bit."""
 SIZES = tuple(2**i for i in range(1, 11))
 """Sizes that are tried."""
-FINALISTS = 2
-"""Codebooks that are carried through to the end."""
-VALUE_COST = 4.0
+FINALISTS = 3
+"""Codebooks that get through to the passes with feedback."""
+VALUE_COST = 3.0
 """Bits of a codebook value, while sizes are compared; the file is measured in the end."""
-PASSES = 4
-"""Of choosing indexes and fitting the codebook to them."""
+PASSES = 3, 14
+"""Of choosing indexes and fitting the codebook to them: of all finalists, and more of the best."""
 FEWEST = 8
 """Layers with fewer kernels are left to the scalar tool."""
 
@@ -122,8 +122,13 @@ def propose(target: LayerTarget, price: float, config: KernelConfig, mode: str, 
     found = [trained for variant in variants(config)
              for trained in _train(layer.blocks, variant, price, wanted, config, rng)]
     found.sort(key=lambda trained: _objective(trained, layer.blocks, price, config))
-    ready = [finish(layer, trained.book, price, config, mode, feedback) for trained in found[:FINALISTS]]
-    return min(ready, key=lambda candidate: candidate.cost(price))
+    finals = [Final(layer, trained.book, price, config, mode, feedback) for trained in found[:FINALISTS]]
+    first, more = PASSES
+    for final in finals:
+        final.improve(first)
+    best = min(finals, key=Final.cost)
+    best.improve(more)
+    return best.candidate()
 
 
 def _train(blocks: Blocks, variant: Variant, price: float, wanted: int | None, config: KernelConfig,
@@ -171,25 +176,43 @@ def _objective(trained: Trained, blocks: Blocks, price: float, config: KernelCon
 
 # ---- from a trained codebook to integers -----------------------------------------------------------------
 
-def finish(layer: Layer, book: Book, price: float, config: KernelConfig, mode: str, feedback: bool,
-           passes: int = PASSES) -> Candidate:
-    """The layer with this codebook: values on their grid, indexes by passes with feedback, the best of them."""
-    paid = 0.0 if config.coder == "fixed" else RDO * price
-    chosen = choose(layer.blocks, book, paid, feedback)
-    book = kmeans.learnt(book, chosen)[0]
-    best: Candidate | None = None
-    for left in reversed(range(passes)):
-        values, step = round_values(layer.blocks, book, chosen, price, config)
-        exact = replace(book, words=np.asarray(values * float(grid.value(step)), dtype=np.float64))
-        chosen = choose(layer.blocks, exact, paid, feedback)
-        made = _candidate(layer, exact, values, step, chosen, config, mode)
-        if best is None or made.cost(price) < best.cost(price):
-            best = made
-        if left:
-            words = refit(layer.target, layer.blocks, exact.words, chosen)
-            book = replace(kmeans.learnt(exact, chosen)[0], words=words)
-    assert best is not None
-    return best
+class Final:
+    """A layer with a codebook on its way to integers: passes that round the values, choose indexes with feedback, and
+    fit the codebook to them; the best of them counts. The last index choice is always for the rounded values."""
+
+    def __init__(self, layer: Layer, book: Book, price: float, config: KernelConfig, mode: str, feedback: bool) -> None:
+        self.layer, self.price, self.config, self.mode, self.feedback = layer, price, config, mode, feedback
+        self._paid = 0.0 if config.coder == "fixed" else RDO * price
+        self._chosen = choose(layer.blocks, book, self._paid, feedback)
+        self._book = kmeans.learnt(book, self._chosen)[0]
+        self._best: Candidate | None = None
+        self._settled = False
+
+    def improve(self, passes: int) -> None:
+        """So many passes more, or fewer where nothing changes any longer."""
+        layer, config = self.layer, self.config
+        for _ in range(passes):
+            if self._settled:
+                return
+            values, step = round_values(layer.blocks, self._book, self._chosen, self.price, config)
+            exact = replace(self._book, words=np.asarray(values * float(grid.value(step)), dtype=np.float64))
+            self._chosen = choose(layer.blocks, exact, self._paid, self.feedback)
+            made = _candidate(layer, exact, values, step, self._chosen, config, self.mode)
+            self._settled = self._best is not None and made.distortion == self._best.distortion
+            if self._best is None or made.cost(self.price) < self._best.cost(self.price):
+                self._best = made
+            words = refit(layer.target, layer.blocks, exact.words, self._chosen)
+            self._settled |= words is exact.words and self._best is not made
+            self._book = replace(kmeans.learnt(exact, self._chosen)[0], words=words)
+
+    def candidate(self) -> Candidate:
+        """The best so far; after `improve`."""
+        assert self._best is not None
+        return self._best
+
+    def cost(self) -> float:
+        """Its J."""
+        return self.candidate().cost(self.price)
 
 
 def round_values(blocks: Blocks, book: Book, chosen: Chosen, price: float,
