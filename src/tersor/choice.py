@@ -106,7 +106,7 @@ class Chooser:
     def _propose(self, target: LayerTarget, price: float, variant: Variant) -> Candidate | None:
         config = self.config
         if variant.tool == "transform":
-            return None if variant.trellis else transform.propose(target, price, variant.name, config)
+            return transform.propose(target, price, variant.name, config, trellis=variant.trellis)
         if variant.tool == "kernels":
             return kernels.propose(target, price, config.kernels, config.mode, feedback=config.feedback)
         options = scalar.ScalarOptions(feedback=config.feedback, trellis=variant.trellis)

@@ -55,9 +55,8 @@ def write(encoding: Encoding) -> Written:
     # One section where there is a transform: what the adaptive coder has learnt serves all layers.
     scalars, transforms = dict(encoding.scalars), dict(encoding.transforms)
     if transforms:
-        plain = {name: code for name, code in scalars.items() if not code.trellis}
-        transforms |= {name: TransformCode(code, swapped=code.swapped) for name, code in plain.items()}
-        scalars = {name: code for name, code in scalars.items() if code.trellis}
+        transforms |= {name: TransformCode(code, swapped=code.swapped) for name, code in scalars.items()}
+        scalars = {}
     for group in _groups(inventory, {name: code.q.size for name, code in scalars.items()}):
         codes = [scalars[name] for name in group]
         shapes = [inventory.tensors[name].shape for name in group]
