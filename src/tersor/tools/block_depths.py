@@ -58,6 +58,11 @@ def step_value(step_index: int) -> float:
     return float(np.float32(grid.value(step_index)))
 
 
+def restored(values: Matrix, depth: int, step_index: int) -> Matrix:
+    """What a decoder has in place of the values."""
+    return np.asarray(quantise(values, depth, step_index) * step_value(step_index), dtype=np.float64)
+
+
 def measure(values: Matrix, distortion: Callable[[Matrix], float], negligible: float) -> Table:
     """The table of a block of coefficients or of numbers of a basis.
 
@@ -71,8 +76,8 @@ def measure(values: Matrix, distortion: Callable[[Matrix], float], negligible: f
     last, index = 0 if costs[0] <= negligible else DEEPEST, 0
     for depth in range(1, last + 1):
         starts = {_least_error(values, depth)[0]} | ({index - grid.RESOLUTION} if depth > 1 else set())
-        index, costs[depth] = _search(lambda k, depth=depth: distortion(  # type: ignore[misc]
-            quantise(values, depth, k) * step_value(k)), starts)
+        index, costs[depth] = _search(lambda k, depth=depth: distortion(restored(values, depth, k)),  # type: ignore[misc]
+                                      starts)
         steps[depth] = index
         if costs[depth] <= negligible:
             last = depth
@@ -135,7 +140,7 @@ def _least_error(values: Matrix, depth: int) -> tuple[int, float]:
 
 def _error(values: Matrix, depth: int, index: int) -> float:
     """Sum of squares."""
-    return float(((quantise(values, depth, index) * step_value(index) - values) ** 2).sum())
+    return float(((restored(values, depth, index) - values) ** 2).sum())
 
 
 def _search(distortion: Callable[[int], float], starts: Iterable[int]) -> tuple[int, float]:
