@@ -22,7 +22,8 @@ ROWS: tuple[frozenset[str], ...] = tuple(frozenset(row.split()) for row in (
     "bitstream", "synthesis", "decoder",  # bytes -> integers -> weights: all that reading needs
     "adapters config packed",
     "statistics runtime", "calibration tools evaluate", "sensitivity allocation choice diagonals", "encoding",
-    "lockstep writer", "published", "encoder", "finetune sweep report", "kernel_tuning",
+    "lockstep writer", "published", "encoder", "finetune sweep report repack",
+    "kernel_tuning transform_tuning",
     "show", "commands", "cli", "__main__",
 ))
 """The rooms of the house (a module or a package of `tersor`). Each imports only from rows before its own, and

@@ -93,6 +93,11 @@ def test_round_trip(mode, pairs):
     for (code, shape), back in zip(pairs, restored(payload, shapes), strict=True):
         assert (back.dtype, back.shape, back.flags.c_contiguous) == (np.float32, shape, True)
         assert back.tobytes() == expected(code, shape).tobytes() == code.tensor(shape).tobytes()
+    records = [TensorRecord("t", "F32", shape, 0) for shape in shapes]
+    for code, found in zip(codes, scalar.decode_codes(payload, records), strict=True):
+        assert np.array_equal(found.q, code.q) and np.array_equal(found.row_steps(), code.row_steps())
+        assert (found.step_index, found.shift, found.swapped) == (code.step_index, code.shift, code.swapped)
+    assert scalar.encode(scalar.decode_codes(payload, records), shapes, mode) == payload
 
 
 @MODES
@@ -103,6 +108,8 @@ def test_parts(mode, pair, rows_per_part, threads):
     whole = restored(scalar.encode([code], [shape], mode), [shape])[0]
     payload = scalar.encode([code], [shape], mode, rows_per_part)
     assert restored(payload, [shape], threads=threads)[0].tobytes() == whole.tobytes()
+    (found,) = scalar.decode_codes(payload, [TensorRecord("t", "F32", shape, 0)], threads=threads)
+    assert np.array_equal(found.q, code.q) and found.q.dtype == np.int32
 
 
 @MODES

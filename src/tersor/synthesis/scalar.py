@@ -26,7 +26,7 @@ from ..bitstream.dtypes import FLOATS
 from ..bitstream.integers import IntegerReader, IntegerWriter
 from ..bitstream.manifest import TensorRecord
 from ..errors import FormatError
-from ..limits import Limits
+from ..limits import DEFAULT_LIMITS, Limits
 from . import grid, spread, trellis
 from .rounding import to_dtype
 
@@ -161,24 +161,34 @@ def decode(payload: bytes, records: Sequence[TensorRecord], limits: Limits,
     Memory: besides the result, in the small mode or with a trellis 4 bytes per weight of each part at work. Raises
     FormatError for anything that `encode` cannot have written.
     """
-    head = varint.ByteReader(payload, "scalar payload")
-    mode, tensors, rows_per_part = _read_parameters(head.take(head.varint(), "bytes of parameters"), records)
-    parts = max(1, -(-tensors[0].shape.rows // rows_per_part)) if rows_per_part else 1
-    lengths = head.varints(parts - 1)
-    data = [head.take(length, "bytes of a part") for length in lengths]
-    data.append(head.take(head.left))
+    mode, tensors, data, cuts = _read_payload(payload, records)
     out = [np.empty((tensor.shape.rows, tensor.shape.columns), dtype=np.float32) for tensor in tensors]
-    if rows_per_part:
+    if cuts:
         def run(part: int) -> None:
-            rows = slice(part * rows_per_part, min((part + 1) * rows_per_part, tensors[0].shape.rows))
+            rows = cuts[part]
             _decode_part(data[part], [tensors[0].part(rows)], mode, [out[0][rows]], limits)
 
-        with ThreadPoolExecutor(max(1, min(threads, parts))) as pool:
-            list(pool.map(run, range(parts)))
+        with ThreadPoolExecutor(max(1, min(threads, len(data)))) as pool:
+            list(pool.map(run, range(len(data))))
     else:
         _decode_part(data[0], tensors, mode, out, limits)
     return [_as_tensor(matrix, tensor, record)
             for matrix, tensor, record in zip(out, tensors, records, strict=True)]
+
+
+def decode_codes(payload: bytes, records: Sequence[TensorRecord], limits: Limits = DEFAULT_LIMITS,
+                 threads: int = 1) -> list[ScalarCode]:
+    """The integers and steps as they are, without the restored tensors; raises as `decode`."""
+    mode, tensors, data, cuts = _read_payload(payload, records)
+
+    def run(part: int) -> list[npt.NDArray[np.int32]]:
+        return _decode_integers(data[part], [tensors[0].part(cuts[part])] if cuts else tensors, mode, limits)
+
+    with ThreadPoolExecutor(max(1, min(threads, len(data)))) as pool:
+        found = list(pool.map(run, range(len(data))))
+    matrices = [np.concatenate([part for (part,) in found])] if cuts else found[0]
+    return [ScalarCode(q, about.step_index, about.row_index, about.resolution, about.shift, about.swapped,
+                       about.trellis) for q, about in zip(matrices, tensors, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -190,10 +200,26 @@ class _Tensor:
     shift: tuple[int, int]
     swapped: bool
     trellis: int
+    step_index: int
+    row_index: npt.NDArray[np.int64] | None
+    resolution: int
 
     def part(self, rows: slice) -> _Tensor:
         """The same for a range of its rows."""
         return replace(self, steps=self.steps[rows], shape=replace(self.shape, rows=rows.stop - rows.start))
+
+
+def _read_payload(payload: bytes, records: Sequence[TensorRecord]
+                  ) -> tuple[int, list[_Tensor], list[bytes], list[slice]]:
+    """Mode, tensors, parts, and the rows of each part (none: one part with all tensors)."""
+    head = varint.ByteReader(payload, "scalar payload")
+    mode, tensors, rows_per_part = _read_parameters(head.take(head.varint(), "bytes of parameters"), records)
+    starts = range(0, max(tensors[0].shape.rows, 1), rows_per_part) if rows_per_part else range(0)
+    lengths = head.varints(max(len(starts) - 1, 0))
+    data = [head.take(length, "bytes of a part") for length in lengths]
+    data.append(head.take(head.left))
+    cuts = [slice(first, min(first + rows_per_part, tensors[0].shape.rows)) for first in starts]
+    return mode, tensors, data, cuts
 
 
 def _read_parameters(data: bytes, records: Sequence[TensorRecord]) -> tuple[int, list[_Tensor], int]:
@@ -224,7 +250,7 @@ def _read_parameters(data: bytes, records: Sequence[TensorRecord]) -> tuple[int,
         if beyond_grid(step, rows, resolution):
             raise FormatError(f"{record.name}: a step is beyond the grid: the file is corrupt")
         tensors.append(_Tensor(shape, _row_steps(shape.rows, step, rows, resolution), (first, more), swapped,
-                               states))
+                               states, step, rows, max(resolution, 0)))
     rows_per_part = reader.one(_PART, 0, 1 << 40, "rows per part") if len(records) == 1 else 0
     reader.end()
     return mode, tensors, rows_per_part
@@ -270,6 +296,13 @@ def _encode_part(matrices: Sequence[npt.NDArray[np.int32]], shapes: Sequence[con
     return context.encode(matrices, shapes) if mode == SMALL else rans.encode(matrices)
 
 
+def _decode_integers(data: bytes, tensors: Sequence[_Tensor], mode: int,
+                     limits: Limits) -> list[npt.NDArray[np.int32]]:
+    if mode == SMALL:
+        return context.decode(data, [t.shape for t in tensors])
+    return rans.decode(data, [(t.shape.rows, t.shape.columns) for t in tensors], limits)
+
+
 def _decode_part(data: bytes, tensors: Sequence[_Tensor], mode: int, out: Sequence[npt.NDArray[np.float32]],
                  limits: Limits) -> None:
     """Decode one part into float32 matrices."""
@@ -278,9 +311,7 @@ def _decode_part(data: bytes, tensors: Sequence[_Tensor], mode: int, out: Sequen
         rans.decode_float32(data, [(t.shape.rows, t.shape.columns) for t in tensors],
                             [t.steps for t in tensors], out, levels, limits)
         return
-    integers = rans.decode(data, [(t.shape.rows, t.shape.columns) for t in tensors], limits) if mode == FAST else \
-        context.decode(data, [t.shape for t in tensors])
-    for q, tensor, matrix in zip(integers, tensors, out, strict=True):
+    for q, tensor, matrix in zip(_decode_integers(data, tensors, mode, limits), tensors, out, strict=True):
         if tensor.trellis:
             trellis.restore(q, tensor.trellis, tensor.steps, matrix)
             continue
