@@ -31,10 +31,13 @@ from ..synthesis.transform_code import MAX_TAP_SCALE, TAP_UNIT
 from ..synthesis.transform_maps import Dct
 from . import scalar, transforms
 from .candidate import Candidate, distortion
+from .column_map import ColumnMap, congruent, solve
 from .covariances import axis_size, gradient_covariance, weight_covariance
 from .metric import Matrix, triangular
 from .target import LayerTarget, to_matrix
 
+SAMPLED = 1024
+"""Inputs from which the costs of tap vectors are taken."""
 BASIS_PRICES = (8.0, 32.0)
 """Lambda of the basis over that of the coefficients; the better by J is kept."""
 KINDS = ("conv", "linear", "matrix")
@@ -69,7 +72,7 @@ def propose(target: LayerTarget, price: float, name: str, config: Config, *, tre
     if not basis.stored:
         return _quantise(target, price, basis, name, config, trellis)
     offers = []
-    for factor in BASIS_PRICES:
+    for factor in BASIS_PRICES if basis.stored != ["taps"] else BASIS_PRICES[:1]:  # so small that it hardly matters
         rounded = _round_basis(target, basis, price * factor, config)
         offer = _quantise(target, price, rounded, name, config, trellis)
         live = _live(rounded, offer.code)
@@ -111,14 +114,12 @@ class _Basis:
         """The axis of the weight along which a part acts."""
         return {"rows": "outputs", "columns": "joint" if self.joint else "inputs", "taps": "taps"}[part]
 
-    def right(self, target: LayerTarget) -> Matrix | None:
-        """All that acts on the columns of W, [k', n], so that W = ... C right; None for the identity."""
+    def right(self, target: LayerTarget) -> ColumnMap | None:
+        """All that acts on the columns of W; None for the identity."""
         columns, inner = self.parts.get("columns"), self.parts.get("taps")
-        taps = prod(target.shape[2:])
-        if inner is None and (columns is None or self.joint or taps == 1):
-            return columns
-        outer = np.eye(target.W.shape[2] // taps) if columns is None else columns
-        return np.asarray(np.kron(outer, np.eye(taps) if inner is None else inner), dtype=np.float64)
+        if columns is None and inner is None:
+            return None
+        return ColumnMap(columns, inner, 1 if self.joint else prod(target.shape[2:]))
 
     def shape(self, target: LayerTarget) -> tuple[int, ...]:
         """Of the coefficients, axes as the weight has them."""
@@ -172,9 +173,13 @@ def _covariances(target: LayerTarget, axis: str) -> tuple[Matrix, Matrix]:
 def _costs(target: LayerTarget, basis: _Basis, part: str) -> Matrix:
     """[k]: what an error of the coefficients of each basis vector costs after feedback, over the geometric mean."""
     if part == "rows":
-        metrics = [_congruent(_damped(g, target.damping), basis.parts["rows"]) for g in target.G]
+        metrics = [congruent(_damped(g, target.damping), basis.parts["rows"]) for g in target.G]
     else:
-        metrics = [_congruent(_damped(a, target.damping), basis.right(target)) for a in target.A]
+        right = basis.right(target)
+        assert right is not None
+        # For taps alone some of the channels tell enough: the factor takes n^3 operations.
+        metrics = [right.congruent(_damped(_sample(a, right.taps) if len(basis.parts) == 1 and part == "taps" else a,
+                                           target.damping)) for a in target.A]
     logs = np.mean([np.log(triangular(metric, TINY).cost) for metric in metrics], axis=0)
     size = len(basis.parts[part])
     if part == "columns":
@@ -209,12 +214,12 @@ def _quantise(target: LayerTarget, price: float, basis: _Basis, name: str, confi
     w, a, g = target.W, target.A, target.G
     if right is not None:
         metrics = [_damped(part, target.damping) for part in a]
-        w = np.stack([_solve(metric, right, part) for metric, part in zip(metrics, w, strict=True)])
-        a = np.stack([_congruent(metric, right) for metric in metrics])
+        w = np.stack([right.solve(metric, part) for metric, part in zip(metrics, w, strict=True)])
+        a = np.stack([right.congruent(metric) for metric in metrics])
     if left is not None:
         metrics = [_damped(part, target.damping) for part in g]
-        w = np.stack([_solve(metric, left, part.T).T for metric, part in zip(metrics, w, strict=True)])
-        g = np.stack([_congruent(metric, left) for metric in metrics])
+        w = np.stack([solve(metric, left, part.T).T for metric, part in zip(metrics, w, strict=True)])
+        g = np.stack([congruent(metric, left) for metric in metrics])
     damping = target.damping if right is None else TINY
     inner = LayerTarget(target.layer, basis.shape(target), w, a, g, target.absorbed and left is None, damping)
     small = config.mode == "small"
@@ -222,7 +227,7 @@ def _quantise(target: LayerTarget, price: float, basis: _Basis, name: str, confi
     code, steps = scalar.encode(inner, price, options)
     restored = np.asarray(to_matrix(code.tensor(inner.shape), inner.layer), np.float64) * steps.absorbed[:, :, None]
     if right is not None:
-        restored = restored @ right
+        restored = np.stack([right.apply(part) for part in restored])
     if left is not None:
         restored = left.T @ restored
     codes = basis.codes
@@ -260,13 +265,9 @@ def _damped(metric: npt.NDArray[np.floating], damping: float) -> Matrix:
     return np.asarray((full + full.T) / 2 + np.eye(len(full)) * (damping * mean if mean > 0 else 1.0))
 
 
-def _congruent(metric: Matrix, basis: Matrix | None) -> Matrix:
-    """B M B^T."""
-    return metric if basis is None else np.asarray(basis @ metric @ basis.T)
-
-
-def _solve(metric: Matrix, basis: Matrix, weights: Matrix) -> Matrix:
-    """argmin over C of |W - C B| in the metric: W M B^T (B M B^T)^-1, [rows, k]."""
-    gram = _congruent(metric, basis)
-    gram += np.eye(len(gram)) * (1e-10 * np.trace(gram) / len(gram) + 1e-300)
-    return np.asarray(np.linalg.solve(gram, basis @ metric @ weights.T).T)
+def _sample(metric: npt.NDArray[np.floating], taps: int) -> npt.NDArray[np.floating]:
+    """The metric [n, n] or [n] of at most SAMPLED inputs: of evenly spread whole channels."""
+    channels = len(metric) // taps
+    kept = np.unique(np.linspace(0, channels - 1, max(1, min(channels, SAMPLED // taps))).astype(np.int64))
+    index = (kept[:, None] * taps + np.arange(taps)).ravel()
+    return np.asarray(metric[index] if metric.ndim == 1 else metric[np.ix_(index, index)])
