@@ -22,7 +22,7 @@ from tersor.tools import kernels, scalar
 from tersor.tools.candidate import distortion
 from tersor.tools.kernel_blocks import blocks_of
 from tersor.tools.kernel_choice import RANGES, Book, choose
-from tersor.tools.kernel_refit import refit
+from tersor.tools.kernel_refit import Fitted, refit
 from tersor.tools.kernels import KernelConfig, propose
 from tersor.tools.target import LayerTarget, to_matrix, unmeasured_target
 
@@ -157,7 +157,7 @@ def test_refit_finds_the_least_squares_codebook():
 
     words = book.words
     for _ in range(12):
-        words = refit(target, blocks, words, chosen)
+        words = refit([Fitted(target, blocks, chosen)], words)
     assert real(words) < real(book.words)
     for seed in range(5):
         assert real(words) <= real(words + 1e-3 * np.random.default_rng(seed).normal(size=words.shape))

@@ -21,6 +21,10 @@ from .target import LayerTarget
 Metric: TypeAlias = Literal["block", "diagonal"]
 
 
+FEW = 64
+"""Of groups with fewer kernels than this on average, samples take some whole; of larger ones, a share of each."""
+
+
 @dataclass(frozen=True)
 class Group:
     """One group of a layer, m rows and c blocks of t columns each; the last block is padded with zeros.
@@ -79,13 +83,12 @@ class Blocks:
         """About `most` of the kernels: some of the groups, rows and channels; without any feedback."""
         if self.count <= most:
             return self
-        groups = self.groups
-        if len(groups) > 1 and self.count // len(groups) < most:
-            kept = max(1, most * len(groups) // self.count)
-            groups = [groups[i] for i in np.sort(rng.choice(len(groups), kept, replace=False))]
+        groups, ratio = self.groups, most / self.count
+        if self.count < FEW * len(groups):
+            kept = np.sort(rng.choice(len(groups), max(1, int(ratio * len(groups))), replace=False))
+            part = [groups[i] for i in kept]
         else:
-            groups = [groups[int(rng.integers(len(groups)))]]
-        part = [_thinned(group, most // len(groups), rng) for group in groups]
+            part = [_thinned(group, max(1, int(ratio * group.y.shape[0] * group.y.shape[1])), rng) for group in groups]
         thin = replace(self, groups=part)
         return replace(thin, share=thin.count / self.count)
 

@@ -65,16 +65,22 @@ def ideal_bits(counts: Matrix) -> float:
     return float(used @ np.log2(used.sum() / used)) if used.size else 0.0
 
 
-def seed(blocks: Blocks, variant: Variant, k: int, known: Matrix, norm: float, rng: np.random.Generator) -> Matrix:
+def seed(blocks: Blocks, variant: Variant, k: int, known: Matrix, norm: float | None,
+         rng: np.random.Generator) -> Matrix:
     """k-means++ (Arthur and Vassilvitskii 2007): `known` words [j, t] and more, to k in all (or fewer, if there are
     no more distinct kernels), each drawn with probability ~ its distance. With signs or gains a kernel's distance
-    is that to the nearest line; with gains new words get the length `norm` in the metric."""
+    is that to the nearest line; with gains new words get the length `norm` in the metric (None: that of the known)."""
     some = blocks.sample(SEEDS, rng)
-    metric = np.mean([group.metric.mean(axis=0) for group in some.groups], axis=0)
-    trace = float(np.trace(metric))
-    factor = np.linalg.cholesky(metric + 1e-9 * max(trace, 1e-300) * np.eye(len(metric)))
+    # One metric for all: the mean of what errors cost in the rows and channels.
+    costs = [group.metric.mean(axis=0) * group.weight.mean() for group in some.groups]
+    metric = np.average(costs, axis=0, weights=[group.weight.size * len(group.y) for group in some.groups])
+    trace = max(float(np.trace(metric)), 1e-300)
+    factor = np.linalg.cholesky(metric + 1e-9 * trace * np.eye(len(metric)))
     words = np.concatenate([group.y.reshape(-1, blocks.taps) for group in some.groups])
-    weight = np.concatenate([np.tile(group.weight, group.y.shape[0]) for group in some.groups])
+    weight = np.concatenate([np.tile(group.weight * (np.trace(cost) / (trace * group.weight.mean())), len(group.y))
+                             for group, cost in zip(some.groups, costs, strict=True)])
+    if norm is None:
+        norm = float(np.median(np.linalg.norm(known @ factor, axis=1)))
     points = words @ factor
     energy = np.einsum("nt,nt->n", points, points)
 
@@ -151,8 +157,7 @@ def lloyd(blocks: Blocks, book: Book, price: float, iterations: int, rng: np.ran
             alive = replace(book, words=book.words[~dead], bits=book.bits[~dead])
             memory = metric[~dead], moment[~dead]
             if keep and left >= 2:
-                norm = float(np.median(np.linalg.norm(alive.words, axis=1)))
-                words = seed(part, book.variant, book.size, alive.words, norm, rng)
+                words = seed(part, book.variant, book.size, alive.words, None, rng)
                 new = np.full(len(words) - alive.size, float(np.median(book.bits)))
                 alive = replace(alive, words=words, bits=np.concatenate([alive.bits, new]))
                 memory = None

@@ -25,14 +25,14 @@ from .candidate import Candidate, distortion
 from .kernel_blocks import Blocks, blocks_of
 from .kernel_choice import Book, Chosen, Variant, choose
 from .kernel_kmeans import Trained
-from .kernel_refit import refit
+from .kernel_refit import Fitted, refit
 from .metric import Matrix
 from .scalar import ROW_BITS, ROW_RESOLUTION, output_costs
 from .target import LayerTarget
 
 RDO = 0.6
 """Share of lambda that decisions with feedback pay for a bit."""
-SIZES = tuple(2**i for i in range(1, 11))
+SIZES = tuple(2**i for i in range(1, 13))
 """Sizes that are tried."""
 FINALISTS = 3
 """Codebooks that get through to the passes with feedback."""
@@ -55,8 +55,8 @@ class Layer:
     turned: bool
 
 
-def prepare(target: LayerTarget, config: KernelConfig, feedback: bool = True) -> Layer | None:
-    """None where the layer has no kernels for this tool."""
+def prepare(target: LayerTarget, config: KernelConfig, feedback: bool = True, unit: int = 0) -> Layer | None:
+    """None where the layer has no kernels for this tool. unit: of the codebook, on the logarithmic grid."""
     taps = prod(target.shape[2:])
     turned = target.layer.kind == "conv_transposed" and taps > 1
     if target.layer.kind == "embedding":
@@ -71,6 +71,7 @@ def prepare(target: LayerTarget, config: KernelConfig, feedback: bool = True) ->
     if target.count < FEWEST * taps:
         return None
     scale, rows = _scales(target, feedback, turned)
+    scale = scale * float(grid.value(unit))
     return Layer(target, blocks_of(target, taps, scale, feedback=feedback, metric=config.metric), rows, turned)
 
 
@@ -120,8 +121,8 @@ def propose(target: LayerTarget, price: float, config: KernelConfig, mode: str, 
     rng = np.random.default_rng(seed)
     wanted = config.size_of(target.name)
     found = [trained for variant in variants(config)
-             for trained in _train(layer.blocks, variant, price, wanted, config, rng)]
-    found.sort(key=lambda trained: _objective(trained, layer.blocks, price, config))
+             for trained in train(layer.blocks, variant, price, wanted, config, rng)]
+    found.sort(key=lambda trained: objective(trained, layer.blocks, price, config))
     finals = [Final(layer, trained.book, price, config, mode, feedback) for trained in found[:FINALISTS]]
     first, more = PASSES
     for final in finals:
@@ -131,11 +132,10 @@ def propose(target: LayerTarget, price: float, config: KernelConfig, mode: str, 
     return best.candidate()
 
 
-def _train(blocks: Blocks, variant: Variant, price: float, wanted: int | None, config: KernelConfig,
+def train(blocks: Blocks, variant: Variant, price: float, wanted: int | None, config: KernelConfig,
            rng: np.random.Generator) -> list[Trained]:
     """The codebook of the wanted size, or two of the sizes with the least J: sizes grow until J has risen twice."""
-    per_row = float(np.mean(np.concatenate([group.weight for group in blocks.groups])))
-    norm = 1.25 * float(np.sqrt(6.0 * price / (np.log(2.0) * per_row)))  # of a gain's step, at high rate
+    norm = 1.25 * float(np.sqrt(6.0 * price / np.log(2.0)))  # of a gain's step, at high rate
     paid = 0.0 if config.coder == "fixed" else price  # all indexes of one length
     found: list[Trained] = []
     words = np.zeros((0, blocks.taps))
@@ -147,7 +147,7 @@ def _train(blocks: Blocks, variant: Variant, price: float, wanted: int | None, c
         last = size == wanted
         found.append(kmeans.lloyd(blocks, book, paid, 12 if last else 4, rng, keep=wanted is not None))
         book, words = found[-1].book, found[-1].book.words
-        costs = [_objective(trained, blocks, price, config) for trained in found]
+        costs = [objective(trained, blocks, price, config) for trained in found]
         if wanted is None and len(costs) > 2 and min(costs[-2:]) > min(costs):
             break
     if wanted is not None:
@@ -164,7 +164,7 @@ def _grown(book: Book | None, words: Matrix, variant: Variant) -> Book:
     return replace(fresh, bits=bits, gain_bits=book.gain_bits)
 
 
-def _objective(trained: Trained, blocks: Blocks, price: float, config: KernelConfig) -> float:
+def objective(trained: Trained, blocks: Blocks, price: float, config: KernelConfig) -> float:
     side = trained.book.words.size * VALUE_COST
     bits = trained.bits
     if config.coder == "fixed":
@@ -201,7 +201,7 @@ class Final:
             self._settled = self._best is not None and made.distortion == self._best.distortion
             if self._best is None or made.cost(self.price) < self._best.cost(self.price):
                 self._best = made
-            words = refit(layer.target, layer.blocks, exact.words, self._chosen)
+            words = refit([Fitted(layer.target, layer.blocks, self._chosen)], exact.words)
             self._settled |= words is exact.words and self._best is not made
             self._book = replace(kmeans.learnt(exact, self._chosen)[0], words=words)
 
@@ -233,14 +233,14 @@ def round_values(blocks: Blocks, book: Book, chosen: Chosen, price: float,
         values = np.clip(np.rint(book.words / step), -limit - 1, limit).astype(np.int32)
         error = values * step - book.words
         lost = float(np.einsum("ks,kst,kt->", error, metric, error))
-        bits = _value_bits(values[used], config)
+        bits = value_bits(values[used], config)
         if best is None or lost + price * bits < best[0]:
             best = lost + price * bits, values, index
     assert best is not None
     return best[1], best[2]
 
 
-def _value_bits(values: npt.NDArray[np.int32], config: KernelConfig) -> float:
+def value_bits(values: npt.NDArray[np.int32], config: KernelConfig) -> float:
     if config.coder == "fixed":
         reach = max(int(values.max()), -int(values.min()) - 1, 0)
         return float(values.size * (1 + reach.bit_length()))
@@ -257,7 +257,7 @@ def _candidate(layer: Layer, book: Book, values: npt.NDArray[np.int32], step: in
     (code,) = compact([code])
     payload, weight_bytes = synthesis.encode_counted([code], [target.shape], file_coder(config, mode),
                                                      config.value_bits)
-    side = min(8.0 * (len(payload) - weight_bytes), _value_bits(code.values, config) + 60.0)
+    side = min(8.0 * (len(payload) - weight_bytes), value_bits(code.values, config) + 60.0)
     lost = distortion(target, restored)
     if layer.turned:
         restored = np.ascontiguousarray(restored.transpose(0, 2, 1))
