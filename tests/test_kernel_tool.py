@@ -212,6 +212,18 @@ def test_sizes_by_hand_and_determinism():
     assert np.abs(found.code.values).max() <= 32
 
 
+def test_memory_of_an_earlier_search():
+    target, memory = conv(24, 24, seed=17), {}
+    first = propose(target, 1e-2, KernelConfig(), "small", memory=memory)
+    assert first.cost(1e-2) == propose(target, 1e-2, KernelConfig(), "small").cost(1e-2)
+    assert list(memory) == ["w"] and memory["w"].size >= len(first.code.values)
+    moved = replace(target, W=target.W * 1.01)
+    again = propose(moved, 1.2e-2, KernelConfig(), "small", memory=memory)
+    assert again.cost(1.2e-2) < 1.05 * propose(moved, 1.2e-2, KernelConfig(), "small").cost(1.2e-2)
+    sized = propose(target, 1e-2, KernelConfig(size=20, gains=False, signs=False), "small", memory=memory)
+    assert len(sized.code.values) == 20 and sized.code.gain is None
+
+
 def test_kernels_win_where_there_are_few():
     """A layer that is made of 6 kernels, their negatives and their doubles."""
     target = conv(32, 32, seed=14, levels=6)
