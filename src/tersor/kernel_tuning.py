@@ -60,6 +60,8 @@ class _Member(nn.Module):
         self.register_buffer("gain", gain)
         # In units of the codebook's parameter, which is of the size of a weight: one learning rate fits all.
         self.register_buffer("step", torch.from_numpy(np.array(code.row_steps() / unit, dtype=np.float32)).to(device))
+        # Likewise for gains: what a gain more adds to a weight, in the mean.
+        self.gain_unit = max(float(np.sqrt(np.square(code.values, dtype=np.float64).mean())), 1e-6) * unit
         kernels = (*code.index.shape, code.taps)
         self.register_buffer("slope", torch.zeros(kernels, device=device), persistent=False)
         self.register_buffer("square", torch.zeros(kernels, device=device), persistent=False)
@@ -92,9 +94,9 @@ class KernelValues(nn.Module):
     * `value_bits`: entries stay within so many bits (or what they have already, if that is more).
     * `gains`: train gains as well, as integers; those that are 0 stay 0, others keep their sign and do not become 0.
 
-    Called like the model. `parameters()`: `values`, one [k, t] per codebook in units of a weight, `gains` (their
-    logarithms) where asked for, and the model's other parameters. Raises `ModelError` naming a weight that the model
-    lacks or that does not fit.
+    Called like the model. `parameters()`: `values`, one [k, t] per codebook in units of a weight, `gains` (times
+    what one more adds to a weight) where asked for, and the model's other parameters. Raises `ModelError` naming a
+    weight that the model lacks or that does not fit.
     """
 
     def __init__(self, model: nn.Module, codes: Mapping[str, KernelCode], *, value_bits: int = 6,
@@ -122,8 +124,7 @@ class KernelValues(nn.Module):
                 self._add_book(code, value_bits, weight.device)
             member = _Member(code, tuple(weight.shape), book, self._units[book], weight.device)
             if gains and member.gain is not None:
-                # A gain's parameter is its logarithm: a step of one size is a change by one share.
-                self.gains[str(len(self.members))] = nn.Parameter(member.gain.abs().clamp(min=1.0).log())
+                self.gains[str(len(self.members))] = nn.Parameter(member.gain.abs() * member.gain_unit)
             self._place[name] = len(self.members)
             self.members.append(member)
 
@@ -155,7 +156,7 @@ class KernelValues(nn.Module):
         gain = self._member(place).gain
         if gain is None or str(place) not in self.gains:
             return gain
-        size = self.gains[str(place)].exp()
+        size = self.gains[str(place)] / self._member(place).gain_unit
         low, high = torch.ones((), device=size.device), torch.full((), float(MAX_GAIN), device=size.device)
         rounded: Tensor = _Rounded.apply(size, low, high)  # type: ignore[no-untyped-call]
         return gain.sign() * rounded
