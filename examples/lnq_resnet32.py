@@ -262,7 +262,7 @@ class Pipeline:
         path = self.out / "start.tersor"
         if not path.exists():
             statistics = tersor.calibrate(self.original, ready(self.lossless[:1024]).split(64))
-            tersor.compress(self.original, statistics, bits=bits).save(path)
+            tersor.compress(self.original, statistics, bits=bits, effort=5).save(path)  # plain integers to train
         restored = tersor.restore(path, into=CifarResNet(32)).eval()
         self.report("start", restored, path.stat().st_size)
         return integers_of(restored, self.original)
@@ -297,8 +297,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("lnq-out"))
     parser.add_argument("--views", type=int, default=96_000)
     parser.add_argument("--bits", type=float, default=1.5, help="bits/weight to start from")
-    parser.add_argument("--sizes", type=int, nargs="*", default=(83_000, 70_000, 53_000), help="bytes of the files")
-    parser.add_argument("--steps", type=int, nargs="*", default=(6000, 2500, 3000), help="for each size")
+    parser.add_argument("--sizes", type=int, nargs="*", default=(83_000, 70_000), help="bytes of the files")
+    parser.add_argument("--steps", type=int, nargs="*", default=(6000, 2500), help="for each size")
     parser.add_argument("--sparsity", type=float, default=0.6, help="of the pruned network")
     parser.add_argument("--prune-steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=1)
