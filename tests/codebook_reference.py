@@ -71,7 +71,7 @@ class Stream:
         elif self.coder == 1:
             flat = self.huffman(data, count)
         elif self.coder == 2:
-            shapes = [(*size, self.bypass) for size in sizes]
+            shapes = [(*size, self.bypass, 0, 0) for size in sizes]
             found = context_reference.decode(data, shapes)[0]
             flat = [q + self.offset for matrix in found for q in flat_of(matrix)]
         else:

@@ -11,9 +11,19 @@ ANCHORS = (22, 36, 60, 98, 162, 267, 439, 720, 1179, 1921, 3108, 4971, 7812, 119
            40793, 47911, 53581, 57724, 60565, 62428, 63615, 64357, 64816, 65097, 65269, 65374, 65438, 65476,
            65500, 65514)
 BOUNDS = (2, 4, 6, 8, 11, 14, 18, 23, 29, 37, 48, 64, 90, 128, 200)
-MAGNITUDE_SIZES = (256, 256, 256, 64, 1024, 256)
-SIGN_SIZES = (27, 225, 225, 27, 675, 81)
+FINE = [(512, 609, 724, 861)[level % 4] << level // 4 for level in range(32)]
+TASTE = ((0, 0, 0, 0, 0, 0), (29819, 0, 0, 0, 0, 0), (29819, 0, 0, 0, 0, 0), (29819, 0, 0, 0, 0, 0),
+         (0, 0, 26214, 0, 3277, 0), (24904, 0, 18350, -8520, 3932, 0), (24904, -1311, 19661, -6554, 1966, 0),
+         (23593, -1311, 23265, -4588, 0, 0), (0, 0, 28180, 0, 1311, -6554), (28180, 0, 19005, -3932, 3277, -5898),
+         (27525, 0, 21627, -5243, 1966, -4588), (26214, 1311, 24248, -6554, 0, -3277))
+SPREAD = (40632, 13107, 22938, 11141)
+MAGNITUDE_SIZES = (1024, 768, 256, 512)
+SIGN_SIZES = (64, 1024, 1024, 512)
 UNARY = 18
+# By states of the trellis: quantizer of a state, next state for q even and q odd.
+TRELLIS = {0: ((0, 0, 0),),
+           4: ((0, 0, 2), (0, 2, 0), (1, 1, 3), (1, 3, 1)),
+           8: ((0, 0, 2), (1, 5, 7), (0, 1, 3), (1, 6, 4), (0, 2, 0), (1, 4, 6), (0, 3, 1), (1, 7, 5))}
 
 
 class Corrupt(Exception):
@@ -43,12 +53,25 @@ def reciprocal(n: int) -> int:
 
 
 def level(mean: int) -> int:
-    return sum(mean >> 3 >= bound for bound in BOUNDS)
+    return sum(mean >> 7 >= bound for bound in BOUNDS)
 
 
-def moved(mean: int, magnitude: int, count: int, limit: int) -> int:
-    """A mean after one more magnitude."""
-    return mean + (((128 * min(magnitude, 60) - mean) * reciprocal(min(count, limit))) >> 16)
+def fine(x: int) -> int:
+    return sum(128 * x >= bound for bound in FINE[1:])
+
+
+def clip(x: int, low: int, high: int) -> int:
+    return max(low, min(high, x))
+
+
+def wrapped(x: int) -> int:
+    """The signed number of 32 bits that equals x modulo 2^32."""
+    return (x + 2**31) % 2**32 - 2**31
+
+
+def moved(mean: int, size: int, count: int, limit: int) -> int:
+    """A mean after one more size."""
+    return mean + (((size - mean) * reciprocal(min(count, limit))) >> 16)
 
 
 class Slot:
@@ -67,19 +90,26 @@ class Slot:
         self.n = min(self.n + 1, 255)
 
 
-class Mixer:
-    """Six weights, 65536 = 1."""
+class Set:
+    """Four weights of a mixer, 2^28 = 1, and how often they were used."""
 
     def __init__(self) -> None:
-        self.weights = [21845] * 6
+        self.weights, self.count = [115 << 18] * 4, 0
 
-    def logit(self, inputs: Sequence[int]) -> int:
-        return max(-2047, min(2047, sum(w * x for w, x in zip(self.weights, inputs, strict=True)) >> 16))
 
-    def update(self, inputs: Sequence[int], x: int, bit: int) -> None:
-        error = (65535 if bit else 0) - squash(x)
-        self.weights = [max(-1048576, min(1048576, w + ((t * error + 8192) >> 15)))
-                        for w, t in zip(self.weights, inputs, strict=True)]
+def mixed(sets: Sequence[Set], inputs: Sequence[int]) -> int:
+    """The logit of four inputs."""
+    sums = [wrapped(sum(weights)) for weights in zip(*(s.weights for s in sets), strict=True)]
+    return clip(sum((w >> 16) * t for w, t in zip(sums, inputs, strict=True)) >> 12, -2047, 2047)
+
+
+def learn(sets: Sequence[Set], inputs: Sequence[int], x: int, bit: int) -> None:
+    """All sets move alike; the first one counts."""
+    sets[0].count = min(sets[0].count + 1, 65535)
+    rate = 1000 + 64000 // (sets[0].count // 64 + 16)
+    error = (((65535 if bit else 0) - squash(x)) * rate + 32768) >> 16
+    for s in sets:
+        s.weights = [wrapped(w + t * error) for w, t in zip(s.weights, inputs, strict=True)]
 
 
 class Bits:
@@ -106,37 +136,44 @@ class Bits:
 
 
 class Model:
-    """Everything that adapts, for one part."""
+    """The arithmetic decoder and what it has decided, for one part."""
 
     def __init__(self, data: bytes) -> None:
         self.bits = Bits(data)
-        self.slots = [[[Slot() for _ in range(size)] for size in MAGNITUDE_SIZES] for _ in range(UNARY + 1)]
-        self.by_bin = [Mixer() for _ in range(UNARY + 1)]
-        self.by_tap = [[Mixer() for _ in range(25)] for _ in range(UNARY + 1)]
-        self.sign_slots = [[Slot() for _ in range(size)] for size in SIGN_SIZES]
-        self.sign_mixer = Mixer()
-        self.escape = [[32768, 0] for _ in range(31)]
+        self.states: dict[int, State] = {}
+        self.factors: list[int] = []
         self.trace: list[tuple[int, int]] = []
 
-    def _mixed(self, slots: Sequence[Slot], mixers: Sequence[Mixer]) -> int:
+    def decision(self, slots: Sequence[Slot], sets: Sequence[Set]) -> int:
         inputs = [slot.stretched() for slot in slots]
-        logits = [mixer.logit(inputs) for mixer in mixers]
-        p = max(32, min(65504, squash(logits[0] if len(logits) == 1 else (logits[0] + logits[1]) >> 1)))
+        x = mixed(sets, inputs)
+        p = clip(squash(x), 32, 65504)
         bit = self.bits.decode(p)
         self.trace.append((p, bit))
-        for mixer, x in zip(mixers, logits, strict=True):
-            mixer.update(inputs, x, bit)
+        learn(sets, inputs, x, bit)
         for slot in slots:
             slot.update(bit)
         return bit
 
-    def magnitude_bit(self, bin: int, tap: int, contexts: Sequence[int]) -> int:
-        slots = [table[context] for table, context in zip(self.slots[bin], contexts, strict=True)]
-        return self._mixed(slots, (self.by_bin[bin], self.by_tap[bin][tap]))
 
-    def sign_bit(self, contexts: Sequence[int]) -> int:
-        slots = [table[context] for table, context in zip(self.sign_slots, contexts, strict=True)]
-        return self._mixed(slots, (self.sign_mixer,))
+class State:
+    """Everything that adapts, for the matrices of one kind. Bin 19 is the sign."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.bits = model, model.bits
+        self.slots = [[[Slot() for _ in range(size)] for size in (MAGNITUDE_SIZES if bin < 19 else SIGN_SIZES)]
+                      for bin in range(20)]
+        self.by_bin = [Set() for _ in range(20)]
+        self.by_place = [[Set() for _ in range(32)] for _ in range(20)]
+        self.by_level = [[Set() for _ in range(16)] for _ in range(20)]
+        self.taste = [list(weights) for weights in TASTE]
+        self.spread = list(SPREAD)
+        self.escape = [[32768, 0] for _ in range(31)]
+
+    def bit(self, bin: int, contexts: Sequence[int], place: int, half_level: int) -> int:
+        slots = [table[context] for table, context in zip(self.slots[bin], contexts, strict=True)]
+        return self.model.decision(slots, (self.by_bin[bin], self.by_place[bin][place],
+                                           self.by_level[bin][half_level]))
 
     def escaped(self) -> int:
         e = 0
@@ -159,74 +196,144 @@ class Model:
         return u + UNARY
 
 
-def _matrix(model: Model, rows: int, columns: int, taps: int, width: int, bypass: int) -> list[list[int]]:
-    column_mean, channel_mean, row_mean = [64] * columns, [64] * (columns // taps), 64
-    out: list[list[int]] = []
-    kept: list[list[int]] = [[0] * columns, [0] * columns]  # h of the two rows above
+Layout = tuple[int, int, int, int, int, int, int]
+"""Rows, columns, taps, width, bypass, states of the trellis, kind."""
 
-    def a(row: Sequence[int], c: int) -> int:
-        return min(abs(row[c]), 15) if c >= 0 else 0
 
-    def z(row: Sequence[int], c: int) -> int:
-        return 0 if c < 0 or row[c] == 0 else 1 if row[c] > 0 else 2
+def _neighbours(kind: int, taps: int, width: int, c: int, here: Sequence[int], above: Sequence[int],
+                above2: Sequence[int]) -> tuple[int, list[int]]:
+    """The place in the kernel, and the six values that predict the next one."""
+    def at(row: Sequence[int], c: int) -> int:
+        return row[c] if 0 <= c < len(row) else 0
+
+    if taps == 1 and kind == 0:
+        return 0, [0] * 6
+    if taps == 1:
+        return 0, [at(here, c - 1), at(here, c - 2), above[c], at(above, c - 1), at(above, c + 1), above2[c]]
+    y, x = divmod(c % taps, width)
+    column = 0 if x == 0 else 3 if x == width - 1 else 1 if x == 1 else 2
+    return 4 * min(y, 2) + column, [
+        here[c - 1] if x > 0 else 0, here[c - 2] if x > 1 else 0, here[c - width] if y > 0 else 0,
+        here[c - width - 1] if y > 0 and x > 0 else 0, here[c - width + 1] if y > 0 and x < width - 1 else 0,
+        here[c - 2 * width] if y > 1 else 0]
+
+
+def _contexts(pull: int, first: int, beside: int | None, kernel: int, third: int, fourth: int) -> tuple[int, ...]:
+    return first + 32 * (pull >> 1), 16 * pull + kernel if beside is None else beside, third, fourth
+
+
+def _matrix(model: Model, layout: Layout) -> list[list[int]]:
+    rows, columns, taps, width, bypass, trellis, kind = layout
+    if kind not in model.states:
+        model.states[kind] = State(model)
+    state = model.states[kind]
+    channels = columns // taps
+    column_error, channel_error, channel_size = [1024] * columns, [1024] * channels, [1024] * channels
+    if kind == 0 and len(model.factors) == channels:
+        channel_error, channel_size = list(model.factors), list(model.factors)
+        column_error = [model.factors[c // taps] for c in range(columns)]
+    row_error = row_size = 1024
+    factors, out = [], []
+    kept: list[list[int]] = [[0] * columns, [0] * columns]  # values in half steps of the two rows above
+    alone = kind == 0 and taps == 1
+
+    def steps(half: int) -> int:
+        return min((abs(half) + 1) >> 1, 3)
+
+    def z(value: int) -> int:
+        return 0 if value == 0 else 1 if value > 0 else 2
 
     for r in range(rows):
         above, above2, here, final = kept[-1], kept[-2], [0] * columns, []
-        kernel_mean = row_mean
+        found = expected = left_error = node = kernel_found = kernel_expected = kernel_error = 0
+        factor = 4096
         for c in range(columns):
             channel, tap = divmod(c, taps)
-            t = min(tap, 24)
+            left, left2 = here[c - 1] if c > 0 else 0, here[c - 2] if c > 1 else 0
+            place, near = _neighbours(kind, taps, width, c, here, above, above2)
+            taste = state.taste[place]
+            mu = clip(wrapped(sum(w * v for w, v in zip(taste, near, strict=True))) >> 9, -4095, 4095)
+            if c % 8 == 0:
+                factor = min(2**18, (found + 256) * 4096 // (expected + 256))
             if tap == 0:
-                kernel_mean = row_mean
-            up = c - width if tap >= width else -1
-            back = c - taps if channel > 0 else -1
-            left, left2, over = a(here, c - 1), a(here, c - 2), a(here, up)
-            previous, previous2 = a(above, c), a(above2, c)
-            means = row_mean, column_mean[c], channel_mean[channel], kernel_mean
-            rl, cl, il, kl = map(level, means)
-            near = left + over + previous + left2
-            blend = (3 * row_mean + 3 * column_mean[c] + 2 * channel_mean[channel] + 64 * near) // 60
-            contexts = (16 * rl + cl, 16 * il + kl,
-                        64 * min(left, 3) + 16 * min(over, 3) + 4 * min(previous, 3) + min(previous2, 3),
-                        min(blend, 63), 64 * rl + 4 * kl + min(left, 3), 16 * rl + il)
-            h = 0
-            if model.magnitude_bit(0, t, contexts):
-                zl, zl2, zo, zb = z(here, c - 1), z(here, c - 2), z(here, up), z(here, back)
-                zp, zp2 = z(above, c), z(above2, c)
-                negative = model.sign_bit((9 * zl + 3 * zo + zp, 9 * t + 3 * zl + zo, 9 * t + 3 * zp + zp2,
-                                           9 * zb + 3 * zp + zl, 27 * t + 9 * zl + 3 * zl2 + zo,
-                                           27 * zp + 9 * zp2 + 3 * zb + zl))
-                h = next((m for m in range(1, UNARY + 1) if model.magnitude_bit(m, t, contexts)), 0)
-                h = h or model.escaped()
-                h = -h if negative else h
-            q = h
+                kernel_error = row_error
+            if tap % 64 == 0:
+                kernel_found = kernel_expected = 0
+            usual = (column_error[c] + channel_error[channel]) >> 1
+            scaled = clip((usual * factor) >> 16, 1, 4095)
+            excess = ((kernel_found - kernel_expected) * (65536 // (tap % 64 + 6))) >> 16
+            features = scaled, excess, abs(mu) >> 1, left_error
+            total = wrapped(sum(w * f for w, f in zip(state.spread, features, strict=True)))
+            guess = total >> 16
+            sigma = clip(guess, 4, 2047)
+
+            quantizer = TRELLIS[trellis][node][0]
+            sl, rl = fine(sigma), level(row_size)
+            pull = clip((mu + 16) >> 5, -15, 15)
+            where = place + 16 * quantizer, sl >> 1
+
+            beside = 512 + 64 * steps(left) + 16 * steps(left2) + 4 * steps(above[c]) + steps(above2[c])
+            about = (512 * quantizer + fine(min(scaled, 2047)), beside if alone else None, level(kernel_error),
+                     16 * rl + level(channel_size[channel]), 16 * sl + rl)
+
+            m = negative = 0
+            if state.bit(0, _contexts(abs(pull), *about), *where):
+                ratio = clip((mu * (38480000 // FINE[sl])) >> 15, -31, 31) + 32
+                pair = 9 * z(left) + 3 * z(above[c])
+                negative = state.bit(19, (ratio, pair + z(above2[c]) if alone else 16 * ratio + place,
+                                          32 * (pull + 16) + sl,
+                                          pair + z(left2) if alone else 16 * (pull + 16) + place), *where)
+                along = _contexts((-pull if negative else pull) + 16, *about)
+                m = next((m for m in range(1, UNARY + 1) if state.bit(m, along, *where)), 0) or state.escaped()
+            q = -m if negative else m
             if bypass:
                 low = 0
                 for _ in range(bypass):
                     low = 2 * low + model.bits.decode(32768)
-                q = h * 2**bypass + low - 2 ** (bypass - 1)
+                q = q * 2**bypass + low - 2 ** (bypass - 1)
             if not -(2**31) <= q < 2**31:
                 raise Corrupt("beyond int32")
-            here[c] = h
             final.append(q)
-            row_mean = moved(row_mean, abs(h), c, 60)
-            kernel_mean = moved(kernel_mean, abs(h), tap, 60)
-            column_mean[c] = moved(column_mean[c], abs(h), r, 30)
-            channel_mean[channel] = moved(channel_mean[channel], abs(h), r * taps + tap, 200)
+
+            half = 2 * min(m, 16) - (quantizer if m else 0)
+            here[c] = -min(half, 15) if negative else min(half, 15)
+            error = 128 * (-half if negative else half) - mu
+            off = min(abs(error) >> 1, 1920)
+            gain = (clip(error, -2047, 2047) * (87381 // (8 + sum(v * v for v in near)))) >> 6
+            state.taste[place] = [wrapped(w + ((gain * v) >> 7)) for w, v in zip(taste, near, strict=True)]
+            energy = 8192 + sum(f * f for f in features)
+            gain = (clip(off - guess, -512, 512) * (335544 // min(energy >> 11, 4095))) >> 8
+            state.spread = [wrapped(w + ((gain * f) >> 12)) for w, f in zip(state.spread, features, strict=True)]
+            left_error = min(off, 896)
+            found, expected = found + off, expected + (usual >> 4)
+            if max(found, expected) > 128000:
+                found, expected = found >> 1, expected >> 1
+            kernel_found, kernel_expected = kernel_found + off, kernel_expected + scaled
+            size, miss = 2048 * min(m, 16), 16 * off
+            row_size = moved(row_size, size, c, 120)
+            row_error = moved(row_error, miss, c, 120)
+            kernel_error = moved(kernel_error, miss, tap % 64, 60)
+            channel_size[channel] = moved(channel_size[channel], size, r * taps + tap, 250)
+            channel_error[channel] = moved(channel_error[channel], miss, r * taps + tap, 250)
+            column_error[c] = moved(column_error[c], miss, r, 100)
+            node = TRELLIS[trellis][node][1 + q % 2]
         kept.append(here)
         out.append(final)
+        factors.append(min(64000, found * 1024 // max(1, expected)))
+    if kind == 0:
+        model.factors = factors
     return out
 
 
-def decode(payload: bytes,
-           shapes: Iterable[tuple[int, int, int, int, int]]) -> tuple[list[list[list[int]]], Model]:
-    """The matrices of (rows, columns, taps, width, bypass) as lists of rows, and the model as it ended."""
-    shapes = list(shapes)
-    count = sum(shape[0] * shape[1] for shape in shapes)
+def decode(payload: bytes, layouts: Iterable[Layout]) -> tuple[list[list[list[int]]], Model]:
+    """The matrices of a part as lists of rows, and the model as it ended."""
+    layouts = list(layouts)
+    count = sum(layout[0] * layout[1] for layout in layouts)
     if count > 12000 * (4 * len(payload) + 64):
         raise Corrupt("too short")
     model = Model(payload)
-    out = [_matrix(model, *shape) for shape in shapes]
+    out = [_matrix(model, layout) for layout in layouts if layout[0] * layout[1]]
     if len(payload) > model.bits.position:
         raise Corrupt("bytes are left")
-    return out, model
+    empty = iter(out)
+    return [next(empty) if layout[0] * layout[1] else [] for layout in layouts], model

@@ -11,7 +11,7 @@ import make_golden
 import numpy as np
 from make_golden import Member, Shape, laplace, scalars
 
-from tersor.synthesis.scalar import FAST, ScalarCode
+from tersor.synthesis.scalar import FAST, SMALL, ScalarCode
 
 
 def member(name: str, dtype: str, shape: Shape, seed: int, states: int, *, scale: float = 1.3, step: int = -150,
@@ -41,7 +41,8 @@ def trellis(mode: int) -> bytes:
                    ([member("halves", "F32", (12, 20), 232, 4)], mode, 6))
 
 
-GOLDEN: dict[str, Callable[[], bytes]] = {"trellis-fast": lambda: trellis(FAST)}
+GOLDEN: dict[str, Callable[[], bytes]] = {"trellis-fast": lambda: trellis(FAST),
+                                          "trellis-small": lambda: trellis(SMALL)}
 
 
 if __name__ == "__main__":

@@ -124,11 +124,13 @@ def test_examples_of_the_codebook_tool():
 
 
 def test_examples_of_the_context_coder():
-    one, two = codes_of("Adaptive context coder")
+    one, two, three = codes_of("Adaptive context coder")
     (q,) = tiny_decoder.context_part(one, [tiny_decoder.Matrix(2, 4, 4, 2, 0)])
     assert q.tolist() == [[1, 0, -1, 2], [0, -3, 21, 1]]
     (q,) = tiny_decoder.context_part(two, [tiny_decoder.Matrix(1, 3, 1, 1, 4)])
     assert q.tolist() == [[100, -90, 37]]
+    (q,) = tiny_decoder.context_part(three, [tiny_decoder.Matrix(1, 5, 1, 1, 0, 2, 1)])
+    assert q.tolist() == [[1, 1, -2, 0, 3]]
 
 
 def test_example_of_a_whole_file():

@@ -58,6 +58,8 @@ class Matrix(NamedTuple):
     taps: int
     width: int
     bypass: int
+    trellis: int = 0  # 1: of 4 states, 2: of 8
+    kind: int = 0
 
 
 def must(condition: bool, rule: str) -> None:
@@ -322,7 +324,7 @@ def scalar(payload: bytes, tensors: list[Tensor]) -> list[np.ndarray]:
         matrix = matrix_of(tensor.shape, swaps[-1])
         index += code.integer(2)
         shifts.append([0, 0] if trellises[-1] else [code.within(3, 0, 48), code.within(3, 0, 48)])
-        matrices.append(matrix._replace(bypass=code.within(4, 0, 24) if mode == 1 else 0))
+        matrices.append(matrix._replace(bypass=code.within(4, 0, 24) if mode == 1 else 0, trellis=trellises[-1]))
         j = code.within(5, -1, 5)
         exponents = code.list(matrix.rows, 6, 8) if j != -1 else [0] * matrix.rows
         must(max(map(abs, exponents), default=0) <= 28800, "row exponent")
@@ -711,6 +713,14 @@ def squash(x: int) -> int:
 SQUASHED = [squash(x) for x in range(-2047, 2048)]
 STRETCH = [min(bisect_left(SQUASHED, 16 * p + 8) - 2047, 2047) for p in range(4096)]
 SIGN = 19  # the number of the sign decision among the bins
+FINE = [(512, 609, 724, 861)[i % 4] * 2 ** (i // 4) for i in range(32)]
+TASTE = [
+    [0, 0, 0, 0, 0, 0], [29819, 0, 0, 0, 0, 0], [29819, 0, 0, 0, 0, 0], [29819, 0, 0, 0, 0, 0],
+    [0, 0, 26214, 0, 3277, 0], [24904, 0, 18350, -8520, 3932, 0], [24904, -1311, 19661, -6554, 1966, 0],
+    [23593, -1311, 23265, -4588, 0, 0], [0, 0, 28180, 0, 1311, -6554], [28180, 0, 19005, -3932, 3277, -5898],
+    [27525, 0, 21627, -5243, 1966, -4588], [26214, 1311, 24248, -6554, 0, -3277],
+]  # fmt: skip
+SPREAD = [40632, 13107, 22938, 11141]
 RECIP = [65536 // (n + 2) for n in range(256)]
 
 
@@ -738,101 +748,211 @@ class Mixer:
             self.weight[i] = clip(self.weight[i] + ((t[i] * error + 8192) >> 15), -1048576, 1048576)
 
 
-def mean(m: int, h: int, n: int, limit: int) -> int:
-    return m + (((128 * min(abs(h), 60) - m) * RECIP[min(n, limit)]) >> 16)
+class Weights:
+    """A set of weights of the adaptive context coder."""
+
+    __slots__ = ("count", "weight")
+
+    def __init__(self) -> None:
+        self.weight, self.count = [30146560] * 4, 0
 
 
-class ContextPart:
-    """The state of a part. Slots and mixers are made where they are first used."""
+def wrap(x: int) -> int:
+    return (x + 2**31) % 2**32 - 2**31
 
-    def __init__(self, data: bytes):
-        self.decoder = ArithmeticDecoder(data)
+
+def mean(m: int, size: int, n: int, limit: int) -> int:
+    return m + (((size - m) * RECIP[min(n, limit)]) >> 16)
+
+
+def mean_level(m: int) -> int:
+    return bisect_right(LEVELS, m >> 7)
+
+
+def fine(x: int) -> int:
+    return bisect_right(FINE, 128 * x, 1) - 1
+
+
+def z(v: int) -> int:
+    return 1 if v > 0 else 2 if v < 0 else 0
+
+
+def s(v: int) -> int:
+    return min((abs(v) + 1) >> 1, 3)
+
+
+class ContextState:
+    """What one kind of matrices has learnt. Slots and sets are made where they are first used."""
+
+    def __init__(self, decoder: ArithmeticDecoder):
+        self.decoder = decoder
         self.slots: defaultdict[tuple, Slot] = defaultdict(Slot)
-        self.mixers: defaultdict[tuple, Mixer] = defaultdict(Mixer)
+        self.sets: defaultdict[tuple, Weights] = defaultdict(Weights)
         self.escape_bits: defaultdict[int, AdaptiveBit] = defaultdict(AdaptiveBit)
+        self.taste, self.spread = [list(weights) for weights in TASTE], list(SPREAD)
 
-    def decision(self, what: int, contexts: list[int], *mixers: Mixer) -> int:
-        """A decision with one mixer, or with the mean of the logits of two."""
-        chosen = [self.slots[what, i, context] for i, context in enumerate(contexts)]
+    def decision(self, m: int, contexts: list[int], place: int, half_level: int) -> int:
+        chosen = [self.slots[m, i, context] for i, context in enumerate(contexts)]
         t = [STRETCH[slot.p >> 10] for slot in chosen]
-        logits = [mixer.logit(t) for mixer in mixers]
-        x = sum(logits) >> (len(mixers) - 1)
+        a, b, c = sets = self.sets[m,], self.sets[m, "place", place], self.sets[m, "level", half_level]
+        x = 0
+        for i in range(4):
+            x += (wrap(a.weight[i] + b.weight[i] + c.weight[i]) >> 16) * t[i]
+        x = clip(x >> 12, -2047, 2047)
         bit = self.decoder.decode(clip(SQUASHED[x + 2047], 32, 65504))
-        for mixer, logit in zip(mixers, logits, strict=True):
-            mixer.update(t, logit, bit)
+        a.count = min(a.count + 1, 65535)
+        rate = 1000 + 64000 // (a.count // 64 + 16)
+        error = (((65535 if bit else 0) - SQUASHED[x + 2047]) * rate + 32768) >> 16
+        for one in sets:
+            for i in range(4):
+                one.weight[i] = wrap(one.weight[i] + t[i] * error)
         for slot in chosen:
             slot.update(bit)
         return bit
 
-    def element(self, t: int, contexts: list[int], sign_contexts: list[int]) -> int:
-        def magnitude_decision(m: int) -> int:
-            return self.decision(m, contexts, self.mixers[m,], self.mixers[m, t])
+    def escape(self) -> int:
+        e = 0
+        while self.escape_bits[e].decode(self.decoder):
+            e += 1
+            must(e <= 30, "an escape is too long")
+        u = 1
+        for _ in range(e):
+            u = 2 * u + self.decoder.decode(32768)
+        must(18 + u < 2**31, "an element is out of range")
+        return 18 + u
 
-        if not magnitude_decision(0):
-            return 0
-        negative = self.decision(SIGN, sign_contexts, self.mixers[SIGN,])
-        m = 1
-        while m <= 18 and not magnitude_decision(m):
-            m += 1
-        if m == 19:
-            e = 0
-            while self.escape_bits[e].decode(self.decoder):
-                e += 1
-                must(e <= 30, "an escape is too long")
-            u = 1
-            for _ in range(e):
-                u = 2 * u + self.decoder.decode(32768)
-            m = 18 + u
-            must(m < 2**31, "an element is out of range")
-        return -m if negative else m
+
+class ContextPart:
+    """A part: its decoder, the states by kind, and the factors of the last matrix of kind 0."""
+
+    def __init__(self, data: bytes):
+        self.decoder = ArithmeticDecoder(data)
+        self.states = ContextState(self.decoder), ContextState(self.decoder)
+        self.factor: list[int] = []
 
     def matrix(self, matrix: Matrix) -> np.ndarray:
-        rows, columns, taps, width, bypass = matrix
-        h = np.zeros((rows, columns), np.int64).tolist()
-        q = np.zeros((rows, columns), np.int64)
-        column_mean, channel_mean, row_mean = [64] * columns, [64] * (columns // taps), 64
-
-        def a(r: int, c: int) -> int:
-            return min(abs(h[r][c]), 15) if r >= 0 and c >= 0 else 0
-
-        def z(r: int, c: int) -> int:
-            return (1 if h[r][c] > 0 else 2 if h[r][c] < 0 else 0) if r >= 0 and c >= 0 else 0
-
-        for r in range(rows):
-            for c in range(columns):
-                channel, tap = divmod(c, taps)
-                if tap == 0:
-                    kernel_mean = row_mean
-                t = min(tap, 24)
-                left, left2, prev, prev2 = a(r, c - 1), a(r, c - 2), a(r - 1, c), a(r - 2, c)
-                zl, zl2, zp, zp2 = z(r, c - 1), z(r, c - 2), z(r - 1, c), z(r - 2, c)
-                over, zo = (a(r, c - width), z(r, c - width)) if tap >= width else (0, 0)
-                zb = z(r, c - taps) if channel > 0 else 0
-                R, K, H, G = row_mean, column_mean[c], channel_mean[channel], kernel_mean
-                rl, cl, hl, gl = (bisect_right(LEVELS, M >> 3) for M in (R, K, H, G))
-                near = left + over + prev + left2
-                contexts = [
-                    16 * rl + cl, 16 * hl + gl,
-                    64 * min(left, 3) + 16 * min(over, 3) + 4 * min(prev, 3) + min(prev2, 3),
-                    min((3 * R + 3 * K + 2 * H + 64 * near) // 60, 63),
-                    64 * rl + 4 * gl + min(left, 3), 16 * rl + hl,
-                ]  # fmt: skip
-                sign_contexts = [
-                    9 * zl + 3 * zo + zp, 9 * t + 3 * zl + zo, 9 * t + 3 * zp + zp2, 9 * zb + 3 * zp + zl,
-                    27 * t + 9 * zl + 3 * zl2 + zo, 27 * zp + 9 * zp2 + 3 * zb + zl,
-                ]  # fmt: skip
-                now = h[r][c] = self.element(t, contexts, sign_contexts)
-                low = 0
-                for _ in range(bypass):
-                    low = 2 * low + self.decoder.decode(32768)
-                exact = now * 2**bypass + low - 2 ** (bypass - 1) if bypass else now
-                must(-(2**31) <= exact < 2**31, "an element is out of range")
-                q[r, c] = exact
-                row_mean = mean(row_mean, now, c, 60)
-                kernel_mean = mean(kernel_mean, now, tap, 60)
-                column_mean[c] = mean(column_mean[c], now, r, 30)
-                channel_mean[channel] = mean(channel_mean[channel], now, r * taps + tap, 200)
+        q = np.zeros((matrix.rows, matrix.columns), np.int64)
+        if q.size:
+            rows = ContextRows(self.states[matrix.kind], matrix, self.factor if matrix.kind == 0 else [])
+            for r in range(matrix.rows):
+                q[r] = rows.row(r)
+            if matrix.kind == 0:
+                self.factor = rows.factor
         return q
+
+
+class ContextRows:
+    """The rows of one matrix. Names are those of the document."""
+
+    def __init__(self, state: ContextState, matrix: Matrix, factor: list[int]):
+        self.state, self.m = state, matrix
+        channels = matrix.columns // matrix.taps
+        known = factor if len(factor) == channels else [1024] * channels
+        self.column_error = [known[c // matrix.taps] for c in range(matrix.columns)]
+        self.channel_error, self.channel_size = list(known), list(known)
+        self.row_size = self.row_error = 1024
+        self.factor: list[int] = []
+        self.rows = defaultdict(lambda: [0] * (matrix.columns + 3))  # v, two columns late
+
+    def v(self, r: int, c: int) -> int:
+        return self.rows[r][c + 2]
+
+    def neighbours(self, r: int, c: int, x: int, y: int) -> list[int]:
+        v, width = self.v, self.m.width
+        if self.m.taps == 1:
+            if self.m.kind == 0:
+                return [0] * 6
+            return [v(r, c - 1), v(r, c - 2), v(r - 1, c), v(r - 1, c - 1), v(r - 1, c + 1), v(r - 2, c)]
+        return [
+            v(r, c - 1) if x > 0 else 0, v(r, c - 2) if x > 1 else 0, v(r, c - width) if y > 0 else 0,
+            v(r, c - width - 1) if y > 0 and x > 0 else 0,
+            v(r, c - width + 1) if y > 0 and x < width - 1 else 0, v(r, c - 2 * width) if y > 1 else 0,
+        ]  # fmt: skip
+
+    def row(self, r: int) -> list[int]:
+        taps, width, bypass = self.m.taps, self.m.width, self.m.bypass
+        state, v = self.state, self.v
+        alone = taps == 1 and self.m.kind == 0
+        found = expected = left_error = node = 0
+        row = []
+        for c in range(self.m.columns):
+            channel, tap = divmod(c, taps)
+            y, x = divmod(tap, width)
+            place = 0
+            if taps > 1:
+                place = 4 * min(y, 2) + (0 if x == 0 else 3 if x == width - 1 else 1 if x == 1 else 2)
+            if tap == 0:
+                kernel_error = self.row_error
+            if tap % 64 == 0:
+                kernel_found = kernel_expected = 0
+            if c % 8 == 0:
+                factor = min((found + 256) * 4096 // (expected + 256), 262144)
+
+            N, taste = self.neighbours(r, c, x, y), state.taste[place]
+            mu = clip(wrap(sum(taste[i] * N[i] for i in range(6))) >> 9, -4095, 4095)
+            usual = (self.column_error[c] + self.channel_error[channel]) >> 1
+            scaled = clip((usual * factor) >> 16, 1, 4095)
+            excess = ((kernel_found - kernel_expected) * (65536 // (tap % 64 + 6))) >> 16
+            E = [scaled, excess, abs(mu) >> 1, left_error]
+            guess = wrap(sum(state.spread[i] * E[i] for i in range(4))) >> 16
+            sigma = clip(guess, 4, 2047)
+
+            b = TRELLIS[self.m.trellis][node][0] if self.m.trellis else 0
+            S, R, p = fine(sigma), mean_level(self.row_size), clip((mu + 16) >> 5, -15, 15)
+            where = place + 16 * b, S >> 1
+            first = 512 * b + fine(min(scaled, 2047))
+            last = [16 * R + mean_level(self.channel_size[channel]), 16 * S + R]
+            signs = 9 * z(v(r, c - 1)) + 3 * z(v(r - 1, c))
+            beside = 64 * s(v(r, c - 1)) + 16 * s(v(r, c - 2)) + 4 * s(v(r - 1, c)) + s(v(r - 2, c)) + 512
+
+            def contexts(u: int, k=first, o=beside if alone else None, g=kernel_error, last=last) -> list[int]:
+                return [k + 32 * (u >> 1), 16 * u + mean_level(g) if o is None else o, *last]
+
+            m, negative = 0, 0
+            if state.decision(0, contexts(abs(p)), *where):
+                k = clip((mu * (38480000 // FINE[S])) >> 15, -31, 31) + 32
+                one = signs + z(v(r - 2, c)) if alone else 16 * k + place
+                other = signs + z(v(r, c - 2)) if alone else 16 * (p + 16) + place
+                negative = state.decision(SIGN, [k, one, 32 * (p + 16) + S, other], *where)
+                after = contexts(16 - p if negative else 16 + p)
+                m = 1
+                while m <= 18 and not state.decision(m, after, *where):
+                    m += 1
+                if m == 19:
+                    m = state.escape()
+            h = -m if negative else m
+            low = 0
+            for _ in range(bypass):
+                low = 2 * low + state.decoder.decode(32768)
+            q = h * 2**bypass + low - 2 ** (bypass - 1) if bypass else h
+            must(-(2**31) <= q < 2**31, "an element is out of range")
+            row.append(q)
+            if self.m.trellis:
+                node = TRELLIS[self.m.trellis][node][1 + q % 2]
+
+            w = 2 * min(m, 16) - (b if m else 0)
+            self.rows[r][c + 2] = -min(w, 15) if negative else min(w, 15)
+            miss = 128 * (-w if negative else w) - mu
+            error = min(abs(miss) >> 1, 1920)
+            gain = (clip(miss, -2047, 2047) * (87381 // (8 + sum(n * n for n in N)))) >> 6
+            for i in range(6):
+                taste[i] = wrap(taste[i] + ((gain * N[i]) >> 7))
+            gain = (clip(error - guess, -512, 512) * (335544 // min((8192 + sum(e * e for e in E)) >> 11, 4095))) >> 8
+            for i in range(4):
+                state.spread[i] = wrap(state.spread[i] + ((gain * E[i]) >> 12))
+            left_error = min(error, 896)
+            found, expected = found + error, expected + (usual >> 4)
+            if max(found, expected) > 128000:
+                found, expected = found // 2, expected // 2
+            kernel_found, kernel_expected = kernel_found + error, kernel_expected + scaled
+            size, error = 2048 * min(m, 16), 16 * error
+            self.row_size, self.row_error = mean(self.row_size, size, c, 120), mean(self.row_error, error, c, 120)
+            kernel_error = mean(kernel_error, error, tap % 64, 60)
+            self.channel_size[channel] = mean(self.channel_size[channel], size, r * taps + tap, 250)
+            self.channel_error[channel] = mean(self.channel_error[channel], error, r * taps + tap, 250)
+            self.column_error[c] = mean(self.column_error[c], error, r, 100)
+        self.factor.append(min(1024 * found // max(expected, 1), 64000))
+        return row
 
 
 def context_part(data: bytes, matrices: list[Matrix]) -> list[np.ndarray]:

@@ -81,7 +81,7 @@ class Head:
         joint = tiny.Matrix(rank[1], n * taps, taps, width, 0)
         bases = [tiny.Matrix(rank[0], m, 1, 1, 0), joint if self.inner == 2 else tiny.Matrix(rank[1], n, 1, 1, 0),
                  tiny.Matrix(rank[2], taps, taps, width, 0)]
-        self.matrices = [basis for basis, there in zip(bases, stored, strict=True) if there]
+        self.matrices = [basis._replace(kind=1) for basis, there in zip(bases, stored, strict=True) if there]
         self.rank = rank if self.inner < 2 else [rank[0], rank[1], 1]
         inside = max(self.rank[2], 1)
         plain = self.k != 3 and self.inner < 2
@@ -97,7 +97,7 @@ class Head:
         t = self.t * kind
         s1, s2 = (0, 0) if t else (code.within(8, 0, 48), code.within(8, 0, 48))
         if self.coder == 1:
-            self.matrices[i] = self.matrices[i]._replace(bypass=code.within(9, 0, 24))
+            self.matrices[i] = self.matrices[i]._replace(bypass=code.within(9, 0, 24), trellis=t)
         rows = self.matrices[i].rows
         j = code.within(10, -1, 5)
         exponents = code.list(rows, 11 + kind, 16 + 8 * kind) if j != -1 else [0] * rows

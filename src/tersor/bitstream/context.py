@@ -1,10 +1,13 @@
 """The small entropy coder: adaptive contexts mixed in the logistic domain (after Mahoney's PAQ mixing).
 
+Contexts say what to expect of a weight: its value, predicted from the taps before it in its kernel, and how far
+off that will be, predicted from its row, column, channel and kernel. Both predictions learn as they go.
+
     payload = context.encode([Part(q0, taps=9, width=3), Part(q1)])
     q0, q1 = context.decode(payload, [Shape(16, 27, taps=9, width=3), Shape(10, 64)])
 
 Matrices of one payload share their adaptive state, in order, so that many small layers learn
-together. Bits are 8 to 12% below an ideal order-0 code per layer on quantised networks.
+together. Bits are 8 to 15% below an ideal order-0 code per layer on quantised networks.
 Format: docs/format.md.
 """
 
@@ -26,6 +29,9 @@ _decode = native.function("tersor_context_decode", [
     native.BYTES, native.INT64, native.INT64, native.array(np.int64), native.array(np.int32, writable=True)])
 
 MAX_BYPASS = 24
+TRELLIS_STATES = (0, 4, 8)
+WEIGHTS, BASIS = 0, 1
+"""Kinds of matrices; each has an adaptive state of its own in a payload."""
 _WEIGHTS_PER_BYTE = 12_000
 """No code is shorter than 11,360 weights to a byte (each costs at least log2(65536 / 65504) bits)."""
 
@@ -35,7 +41,9 @@ class Shape:
     """A matrix [rows, columns] whose columns come in kernels of `taps`, each in rows of `width` taps.
 
     `bypass` low bits of every (offset) integer are stored as they are: for fine steps, where they
-    are noise, so that magnitudes stay small.
+    are noise, so that magnitudes stay small. `trellis`: states of dependent quantization (0 for none), so that
+    contexts know which quantizer is at work. `kind`: WEIGHTS, or BASIS for a transform's basis, whose rows and
+    columns are smooth or sparse rather than made of kernels.
     """
 
     rows: int
@@ -43,6 +51,8 @@ class Shape:
     taps: int = 1
     width: int = 1
     bypass: int = 0
+    trellis: int = 0
+    kind: int = WEIGHTS
 
     @property
     def count(self) -> int:
@@ -103,9 +113,9 @@ def decode(payload: bytes, shapes: Sequence[Shape]) -> list[npt.NDArray[np.int32
 
 
 def _table(shapes: Sequence[Shape]) -> npt.NDArray[np.int64]:
-    """int64 [matrices, 5]; without those that have no elements: the kernel would make room for columns."""
-    return np.array([[s.rows, s.columns, s.taps, s.width, s.bypass] for s in shapes if s.count],
-                    dtype=np.int64).reshape(-1, 5)
+    """int64 [matrices, 7]; without those that have no elements: the kernel would make room for columns."""
+    return np.array([[s.rows, s.columns, s.taps, s.width, s.bypass, s.trellis, s.kind] for s in shapes if s.count],
+                    dtype=np.int64).reshape(-1, 7)
 
 
 def _least_bytes(count: int) -> int:

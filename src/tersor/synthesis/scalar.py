@@ -243,7 +243,7 @@ def _read_parameters(data: bytes, records: Sequence[TensorRecord]) -> tuple[int,
         if mode == SMALL:
             bypass = reader.one(_BYPASS, 0, context.MAX_BYPASS, f"{record.name}: bypass bits")
         resolution = reader.one(_RESOLUTION, -1, 5, f"{record.name}: resolution of row steps")
-        shape = replace(view_shape(record.shape, swapped), bypass=bypass)
+        shape = replace(view_shape(record.shape, swapped), bypass=bypass, trellis=states)
         rows = None
         if resolution >= 0:
             rows = spread.take(reader, shape.rows, _CLASS, _ROW, record.name)
@@ -288,7 +288,7 @@ def _levels_of(q: npt.NDArray[np.int32], shift: tuple[int, int]) -> npt.NDArray[
 
 def _with_bypass(code: ScalarCode, shape: tuple[int, ...], mode: int) -> context.Shape:
     viewed = view_shape(shape, code.swapped)
-    return replace(viewed, bypass=context.choose_bypass(code.q)) if mode == SMALL else viewed
+    return replace(viewed, bypass=context.choose_bypass(code.q), trellis=code.trellis) if mode == SMALL else viewed
 
 
 def _encode_part(matrices: Sequence[npt.NDArray[np.int32]], shapes: Sequence[context.Shape],

@@ -64,13 +64,14 @@ class Extents:
         rows, channels, taps = ranks
         shapes = []
         if rows is not None:
-            shapes.append(context.Shape(rows, self.rows))
+            shapes.append(context.Shape(rows, self.rows, kind=context.BASIS))
         if channels is not None and joint:
-            shapes.append(context.Shape(channels, self.channels * self.taps, self.taps, self.width))
+            shapes.append(context.Shape(channels, self.channels * self.taps, self.taps, self.width,
+                                        kind=context.BASIS))
         elif channels is not None:
-            shapes.append(context.Shape(channels, self.channels))
+            shapes.append(context.Shape(channels, self.channels, kind=context.BASIS))
         if taps is not None:
-            shapes.append(context.Shape(taps, self.taps, self.taps, self.width))
+            shapes.append(context.Shape(taps, self.taps, self.taps, self.width, kind=context.BASIS))
         inside = 1 if joint else self.taps if taps is None else taps
         width = self.width if taps is None and not joint else max(inside, 1)
         columns = (self.channels if channels is None else channels) * inside

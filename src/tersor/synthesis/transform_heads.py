@@ -91,7 +91,7 @@ class Heads:
         if not code.trellis:
             writer.put(code.shift, _SHIFT)
         if self.mode == SMALL:
-            shape = replace(shape, bypass=context.choose_bypass(code.q))
+            shape = replace(shape, bypass=context.choose_bypass(code.q), trellis=code.trellis)
             writer.put([shape.bypass], _BYPASS)
         writer.put([-1 if code.row_index is None else code.row_resolution], _RESOLUTION)
         if code.row_index is not None:
@@ -119,7 +119,7 @@ class Heads:
             first, more = (reader.one(_SHIFT, 0, MAX_SHIFT, f"{what}: reconstruction shift") for _ in "ab")
         if self.mode == SMALL:
             bypass = reader.one(_BYPASS, 0, context.MAX_BYPASS, f"{what}: bypass bits")
-            shape = replace(shape, bypass=bypass)
+            shape = replace(shape, bypass=bypass, trellis=states)
         resolution = reader.one(_RESOLUTION, -1, 5, f"{what}: resolution of row steps")
         rows = None
         if resolution >= 0:
