@@ -4,7 +4,8 @@
     layer.macs((14, 14))                             # multiply-accumulates of the dense layer and of this one
     ratios(layer, dense, x)                          # memory, operations and time over those of the dense layer
 
-Every input channel is convolved once with each of the distinct kernels that the outputs take of it; an output
+Every input channel is convolved once with each of the distinct kernels that the outputs take of it (or with all,
+where these are nearly all); an output
 is then a sum of such maps, gathered by its indexes, times gains ("Kernel quantization for efficient network
 compression", Yu, Shi, Huang, Yu, 2022, makes kernels the unit; that equal kernels need one convolution only
 follows from it). Where that takes no fewer multiply-accumulates the dense weight is put together for the call.
@@ -15,7 +16,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -33,6 +33,10 @@ Mode: TypeAlias = Literal["auto", "codebook", "dense"]
 
 ROOM = 1 << 24
 """Elements of the maps of input channels that exist at one time."""
+
+
+WASTE = 2
+"""All kernels are applied to all channels where that is at most so many times what is needed."""
 
 
 class Macs(NamedTuple):
@@ -84,6 +88,10 @@ class KernelCodebookConv2d(nn.Module):
         self.bias = None if dense.bias is None else nn.Parameter(dense.bias.detach().clone())
         self.training = dense.training
         self.distinct = _distinct(code, self.geometry.groups) if self.has_kernels else 0
+        # One matrix product by all kernels is so much quicker than many small ones that some may be in vain.
+        every = len(code.values) * code.index.shape[1] * self.geometry.groups
+        self.every = every <= WASTE * self.distinct
+        self.maps = every if self.every else self.distinct
         self.kernels = int(code.index.size if code.gain is None else np.count_nonzero(code.gain))
 
     @property
@@ -114,7 +122,7 @@ class KernelCodebookConv2d(nn.Module):
         return batch * counted.codebook < batch * counted.dense + rebuild
 
     def macs(self, input_size: tuple[int, int]) -> Macs:
-        """For one input of this height and width: the dense convolution, and the distinct kernels with one
+        """For one input of this height and width: the dense convolution, and the kernels that are applied with one
         multiply-accumulate for each kernel that is gathered. (Putting the dense weight together would cost one for
         each weight, once in a batch.)"""
         high, wide = self.geometry.output_size(*input_size)
@@ -122,7 +130,7 @@ class KernelCodebookConv2d(nn.Module):
         dense = high * wide * math.prod(self.shape)
         if not self.has_kernels:
             return Macs(dense, dense)
-        return Macs(dense, high * wide * (self.distinct * taps + self.kernels))
+        return Macs(dense, high * wide * (self.maps * taps + self.kernels))
 
     def memory_bytes(self) -> int:
         """Bytes that the layer holds: codebook, indexes, gains, steps, bias."""
@@ -141,7 +149,9 @@ class KernelCodebookConv2d(nn.Module):
         alive = torch.ones_like(taken, dtype=torch.bool)
         if self.gain is not None:
             factor, alive = factor * self.gain, self.gain != 0
-        kernels = self.values.to(x.dtype).reshape(k, 1, *self.geometry.kernel)
+        kernels = self.values.to(x.dtype)
+        margins, mode = self.geometry.margins(), self.geometry.padding_mode
+        x = F.pad(x, margins, mode="constant" if mode == "zeros" else mode)
         out = x.new_zeros(outputs, x.shape[0] * high * wide)
         positions = max(1, x.shape[0] * high * wide)
         step = max(1, ROOM // (positions * max(1, min(k, outputs))))
@@ -149,16 +159,26 @@ class KernelCodebookConv2d(nn.Module):
             part = alive & (channel >= first) & (channel < first + step)
             if not bool(part.any()):
                 continue
-            maps, place = torch.unique(taken[part], return_inverse=True)
-            alone = replace(self.geometry, groups=len(maps))
-            table = alone.convolve(x[:, maps // k], kernels[maps % k])  # [N, maps, H', W']
-            table = table.transpose(0, 1).reshape(len(maps), positions)
+            if self.every:  # [taps, channels * N * H' * W'], one product
+                some = x[:, first : first + step]
+                patches = self._patches(some.flatten(0, 1)[:, None]).reshape(len(x), some.shape[1], len(kernels[0]), -1)
+                table = (kernels @ patches.permute(2, 1, 0, 3).reshape(len(kernels[0]), -1)).reshape(-1, positions)
+                place = taken[part] % k * some.shape[1] + taken[part] // k - first
+            else:
+                maps, place = torch.unique(taken[part], return_inverse=True)
+                patches = self._patches(x[:, maps // k].flatten(0, 1)[:, None])
+                patches = patches.reshape(len(x), len(maps), -1, high * wide)
+                table = torch.einsum("ndtp,dt->dnp", patches, kernels[maps % k]).reshape(len(maps), positions)
             ends = part.sum(dim=1).cumsum(0)
             starts = torch.cat([ends.new_zeros(1), ends[:-1]])
             out += F.embedding_bag(place, table, starts, mode="sum", per_sample_weights=factor[part].to(x.dtype))
         if self.bias is not None:
             out = out + self.bias[:, None]
         return out.reshape(outputs, x.shape[0], high, wide).transpose(0, 1).contiguous()
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """Unfold padded images [N, 1, H, W]: [N, taps, H' * W']."""
+        return F.unfold(x, self.geometry.kernel, self.geometry.dilation, 0, self.geometry.stride)
 
     def extra_repr(self) -> str:
         out, per_group = self.shape[:2]
