@@ -79,7 +79,7 @@ def test_transforms_pay_where_kernels_are_smooth() -> None:
 
 
 def test_efforts_bring_in_tools() -> None:
-    assert Config().chosen_tools == ("scalar",)
+    assert Config(effort=5).chosen_tools == ("scalar",)
     assert Config(effort=7).chosen_tools == ("scalar", "transform")
     assert Config(effort=9).chosen_tools == RIVALS
     assert Config(effort=9, tools=("kernels",)).rivals("any") == ("kernels",)

@@ -246,7 +246,7 @@ MODEL = "model.safetensors"
     (["compress", MODEL, "--bits", "3", "--layer", "x=raw", "--per-layer"], 2, "--per-layer is for the codebook"),
     (["compress", MODEL, "--bits", "3", "--tool", "scalar", "--levels", "8"], 2, "--levels is for the codebook"),
     (["compress", MODEL, "--bits", "3", "--tool", "codebook", "--levels", "0"], 2, "levels=0 must be an integer"),
-    (["compress", MODEL, "--bits", "3", "--transforms", "elt"], 2, "--transforms is for the transform tool: give"),
+    (["compress", MODEL, "--bits", "3", "--tool", "scalar", "--transforms", "elt"], 2, "--transforms is for the trans"),
     (["compress", MODEL, "--bits", "3", "--kernel-bits", "5"], 2, "--kernel-bits is for the kernels tool: give"),
     (["compress", MODEL, "--bits", "3", "--tool", "transform", "--transforms", "fourier"], 2, "transform 'fourier' is"),
     (["compress", MODEL, "--bits", "3", "--tool", "scalar,codebook"], 2, "no rivals"),

@@ -122,12 +122,12 @@ def teach(compressed: tersor.Packed, epochs: int = 3, **options: Any):
 def compressed(tools: tuple[str, ...], bits: float = 3.0) -> tersor.Packed:
     model = network(width=WIDE)
     x = torch.randn(64, 4, 6, 6, generator=torch.Generator().manual_seed(2))
-    return tersor.compress(model, tersor.calibrate(model, [x]), bits=bits, tools=tools)
+    return tersor.compress(model, tersor.calibrate(model, [x]), bits=bits, tools=tools, effort=5)
 
 
 @pytest.mark.parametrize("tools", [("scalar",), ("transform",), ("scalar", "transform")])
 def test_the_file_is_the_trained_network(tools):
-    packed = compressed(tools)
+    packed = compressed(tools, 2.0)
     model, codes, before, after, x = teach(packed, epochs=15)
     assert after < 0.8 * before and "0.weight" in codes
     again = repack(model, codes, tersor.calibrate(model, [x]), price=packed.price / 50)

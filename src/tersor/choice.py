@@ -15,6 +15,8 @@ from .tools import kernels, scalar, transform
 from .tools.candidate import Candidate
 from .tools.target import LayerTarget
 
+FEWEST = 2048
+"""Layers with fewer weights are not worth rivals that the user has not asked for."""
 REUSE = 0.75
 """A decision is kept while log2 lambda is within this of where it was made."""
 
@@ -59,9 +61,13 @@ class _Known:
 
 @dataclass
 class Chooser:
-    """Makes decisions during one search for lambda, and remembers them."""
+    """Makes decisions during one search for lambda, and remembers them.
+
+    Sizes jump where a decision changes. A search that a jump has kept from its target freezes them and tries again.
+    """
 
     config: Config
+    frozen: bool = False  # decisions stay as they are, whatever the price
     _known: dict[str, _Known] = field(default_factory=dict)
 
     def choose(self, target: LayerTarget, price: float) -> tuple[Candidate, Decision]:
@@ -69,7 +75,7 @@ class Chooser:
         known = self._known.get(target.name)
         log_price = math.log2(price)
         best = None
-        if known is not None and abs(log_price - known.log_price) <= REUSE:
+        if known is not None and (self.frozen or abs(log_price - known.log_price) <= REUSE):
             best = self._propose(target, price, known.variant)
         if best is None:
             offers = self._offers(target, price, self._variants(target))
@@ -77,7 +83,7 @@ class Chooser:
                 offers = self._offers(target, price, [Variant("scalar")])
             variant, best = min(offers, key=lambda offer: offer[1].cost(price))
             # A trellis helps all alike: only the best so far is worth the time.
-            if self.config.effort >= TRELLIS_EFFORT and best.tool != "kernels":
+            if self.config.effort >= TRELLIS_EFFORT and best.tool != "kernels" and target.count >= FEWEST:
                 offers += self._offers(target, price, [replace(variant, trellis=8)])
                 variant, best = min(offers, key=lambda offer: offer[1].cost(price))
             least = max(best.cost(price), 1e-300)
@@ -97,6 +103,8 @@ class Chooser:
         config = self.config
         rivals = config.rivals(target.name)
         found = [Variant("scalar")] if "scalar" in rivals else []
+        if found and config.tools is None and target.count < FEWEST:
+            return found
         if "transform" in rivals:
             found += [Variant("transform", name) for name in config.tried_transforms
                       if transform.fits(target, name, config.transform)

@@ -22,7 +22,7 @@ CHANNEL_TRANSFORMS = tuple(f"{kind}{axis}" for axis in ("", "-outputs", "-joint"
 TAP_TRANSFORMS = ("dct1", "dct2", "klt-taps", "elt-taps")
 
 MODES = ("small", "fast")
-MIN_EFFORT, DEFAULT_EFFORT, MAX_EFFORT = 1, 5, 9
+MIN_EFFORT, DEFAULT_EFFORT, MAX_EFFORT = 1, 7, 9
 
 
 @dataclass(frozen=True)
@@ -179,10 +179,10 @@ class Config:
       J = D + lambda R decides; or ("codebook",) or ("raw",). None: by `effort`. Single layers differ by `layers`.
     * `mode`: "small" (adaptive contexts, smallest file) or "fast" (static rANS, decodes several hundred
       million weights a second).
-    * `effort`: 1 to 9. 1, 2: no error feedback. 3, 4: feedback on the statistics as measured. From 5 on (the
-      default), where the statistics kept samples, a second walk through the network in the order of the
+    * `effort`: 1 to 9. 1, 2: no error feedback. 3, 4: feedback on the statistics as measured. From 5 on,
+      where the statistics kept samples, a second walk through the network in the order of the
       data: every layer makes up for the errors of those before it. 6: trellis-coded quantization where it pays;
-      7: transforms of the taps, too; 9: all transforms, and kernels.
+      7 (the default): transforms of the taps, too; 9: all transforms, and kernels.
     * `keep_exact`: BatchNorm and every other tensor that is no weight matrix stays bit-exact.
     * `layers`: regular expression (matched against the whole weight name) -> LayerConfig; the first match
       counts.

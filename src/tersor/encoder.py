@@ -148,7 +148,14 @@ class _Job:
             return float(len(trial.written.data)), trial
 
         slope = -max(weights, 1) / (8.0 if self.plan.shared else 16.0)
-        best = self._filled(search(encode, target, start, slope, what="size in bytes", progress=progress), target)
+
+        def find(start: float) -> Trial[_Trial]:
+            return search(encode, target, start, slope, what="size in bytes", progress=progress)
+
+        best = self._filled(find(start), target)
+        if best.value < (1.0 - TOLERANCE) * target and best.result.encoding.decisions:
+            self.plan.chooser.frozen = True
+            best = max(best, find(best.log_price), key=lambda trial: trial.value)
         if best.value < (1.0 - TOLERANCE) * target:
             self.notes.append(f"the file is {100 * (1 - best.value / target):.1f}% smaller than asked: no finer "
                               f"choice of steps or shared values comes nearer")
@@ -171,6 +178,9 @@ class _Job:
 
         guess = -max(target, 1.0) / 6.0 if self.plan.shared else self._first_guess(target / 6.0)
         best = _search_snr(encode, target, guess, progress)
+        if best.value > target + TOLERANCE * abs(target) and best.result.encoding.decisions:
+            self.plan.chooser.frozen = True
+            best = min(best, _search_snr(encode, target, best.log_price, progress), key=lambda trial: trial.value)
         return self._packed(best)
 
     def _encode(self, log_price: float, measure: bool = False) -> _Trial:

@@ -17,7 +17,7 @@ CONDITION = 1e7
 
 @dataclass(frozen=True)
 class ColumnMap:
-    """S = channels x inner (Kronecker): `channels` float64 [k, inputs] or None, `inner` float64 [taps, taps] or None.
+    """S = channels x inner (Kronecker): `channels` float64 [k, inputs] or None, `inner` float64 [k', taps] or None.
 
     taps: columns that belong to one input channel; with `channels` over channel and tap jointly, 1.
     """
@@ -67,9 +67,9 @@ def _transposed(of: ColumnMap) -> tuple[Matrix | None, Matrix | None, int]:
 
 
 def _apply(values: Matrix, channels: Matrix | None, inner: Matrix | None, taps: int) -> Matrix:
-    """[rows, k * taps] times `channels` [k, c] x `inner` [taps, t] (Kronecker), identities where None."""
+    """[rows, k * k'] times `channels` [k, c] x `inner` [k', t] (Kronecker), identities where None."""
     rows = len(values)
-    tensor = values.reshape(rows, -1, taps)
+    tensor = values.reshape(rows, -1, taps if inner is None else len(inner))
     if inner is not None:
         tensor = tensor @ inner
     if channels is not None and taps == 1:

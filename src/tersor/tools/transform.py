@@ -88,7 +88,7 @@ class _Basis:
     """S by its parts, and what a file keeps of them.
 
     parts: float64, a row for each basis vector: "rows" [k, outputs]; "columns" [k, inputs], or where `joint`
-    [k, inputs * taps]; "taps" [taps, taps]. codes: of the stored ones. dct: what "taps" is, where it is fixed,
+    [k, inputs * taps]; "taps" [k, taps]. codes: of the stored ones. dct: what "taps" is, where it is fixed,
     with its rows scaled by `exponents` int64 [taps], in quarters of an octave (`TransformCode.tap_scale`).
     """
 
@@ -124,9 +124,11 @@ class _Basis:
     def shape(self, target: LayerTarget) -> tuple[int, ...]:
         """Of the coefficients, axes as the weight has them."""
         outputs = len(self.parts["rows"]) if "rows" in self.parts else target.shape[0]
-        if "columns" not in self.parts:
-            return (outputs, *target.shape[1:])
-        return (outputs, len(self.parts["columns"]), *(() if self.joint else target.shape[2:]))
+        channels = len(self.parts["columns"]) if "columns" in self.parts else target.shape[1]
+        kernel = () if self.joint else target.shape[2:]
+        if "taps" in self.parts and len(self.parts["taps"]) < prod(kernel):  # few kernels do not span all taps
+            kernel = (len(self.parts["taps"]),)
+        return (outputs, channels, *kernel)
 
 
 def _float_basis(target: LayerTarget, channels: str, taps: str) -> _Basis:
