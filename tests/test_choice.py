@@ -49,11 +49,11 @@ def test_the_choice_is_the_least_cost() -> None:
     plan = Plan(inventory_of_module(model), stats, config)
     target = plan.target("3.weight")
     price = 1e-3 * float(np.trace(target.A[0]) * np.trace(target.G[0])) * float((target.W**2).mean()) / target.count
-    best, decision = Chooser(config).choose(target, price)
+    best, decision = Chooser(config, lambda: [target]).choose(target, price)
     assert decision.losers and all(ratio >= 1.0 for _, ratio in decision.losers)
     assert {label.split()[-1] for label, _ in decision.losers} | {best.label}
     assert best.tool == "transform", "kernels that are all constant are for a transform"
-    again, same = Chooser(config).choose(target, price)
+    again, same = Chooser(config, lambda: [target]).choose(target, price)
     assert again.label == best.label and same == decision
 
 
@@ -62,7 +62,7 @@ def test_a_decision_is_kept_for_prices_nearby() -> None:
     stats = tersor.calibrate(model, [x])
     config = Config(tools=("scalar", "transform"))
     plan = Plan(inventory_of_module(model), stats, config)
-    target, chooser = plan.target("3.weight"), Chooser(Config(tools=("scalar", "transform")))
+    target, chooser = plan.target("3.weight"), Chooser(config, list)
     _, first = chooser.choose(target, 1e-6)
     _, near = chooser.choose(target, 1.3e-6)
     _, far = chooser.choose(target, 1e-4)
@@ -76,6 +76,26 @@ def test_transforms_pay_where_kernels_are_smooth() -> None:
                      (("scalar",), ("scalar", "transform")))
     assert alone.snr is not None and helped.snr is not None and helped.snr > alone.snr + 1.0
     assert helped.load().manifest.sections[0].tool == 5
+
+
+def test_one_codebook_of_kernels_for_all_layers() -> None:
+    model, x = build("residual"), inputs("residual")
+    stats = tersor.calibrate(model, [x])
+    one, own = (tersor.compress(model, stats, bits=4.0, tools=("kernels",), kernels=KernelConfig(size=16, scope=scope))
+                for scope in ("all", "layer"))
+    with one.load() as file:
+        kernels = {row.tobytes() for name in ("conv1.weight", "conv2.weight")
+                   for row in _patterns(file[name])}
+    with own.load() as file:
+        more = {row.tobytes() for name in ("conv1.weight", "conv2.weight") for row in _patterns(file[name])}
+    assert len(kernels) <= 17 < len(more)
+
+
+def _patterns(weight: np.ndarray) -> np.ndarray:
+    """Kernels without their scale and sign."""
+    flat = weight.reshape(-1, 9).astype(np.float64)
+    largest = flat[np.arange(len(flat)), np.abs(flat).argmax(axis=1)][:, None]
+    return np.round(np.divide(flat, largest, out=np.zeros_like(flat), where=largest != 0), 4) + 0.0
 
 
 def test_efforts_bring_in_tools() -> None:

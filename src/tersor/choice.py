@@ -7,12 +7,14 @@ holds for nearby lambdas too, so the search for a target asks all rivals only no
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from .config import TRELLIS_EFFORT, Config
 from .tools import kernels, scalar, transform
 from .tools.candidate import Candidate
+from .tools.kernel_choice import Book
+from .tools.kernels_shared import SharedKernels, by_taps, propose_shared, train_shared
 from .tools.target import LayerTarget
 
 FEWEST = 2048
@@ -67,8 +69,11 @@ class Chooser:
     """
 
     config: Config
+    targets: Callable[[], Sequence[LayerTarget]]  # as calibration measured them: all that kernels are a rival for
     frozen: bool = False  # decisions stay as they are, whatever the price
     _known: dict[str, _Known] = field(default_factory=dict)
+    _books: dict[str, Book] = field(default_factory=dict)  # of kernels: searches begin with the last one
+    _shared: tuple[float, dict[str, SharedKernels]] | None = None  # price, and the codebook of each layer
 
     def choose(self, target: LayerTarget, price: float) -> tuple[Candidate, Decision]:
         """The best candidate for a layer at lambda = `price`, and the decision as a record."""
@@ -116,6 +121,19 @@ class Chooser:
         if variant.tool == "transform":
             return transform.propose(target, price, variant.name, config, trellis=variant.trellis)
         if variant.tool == "kernels":
-            return kernels.propose(target, price, config.kernels, config.mode, feedback=config.feedback)
+            return self._kernels(target, price)
         options = scalar.ScalarOptions(feedback=config.feedback, trellis=variant.trellis)
         return scalar.propose(target, price, options, config.mode)
+
+    def _kernels(self, target: LayerTarget, price: float) -> Candidate | None:
+        config = self.config
+        if config.kernels.scope == "layer":
+            return kernels.propose(target, price, config.kernels, config.mode, feedback=config.feedback,
+                                   memory=self._books)
+        if self._shared is None or self._shared[0] != price:
+            groups = by_taps(self.targets(), config.kernels).values()
+            trained = [(group, train_shared(group, price, config.kernels, feedback=config.feedback))
+                       for group in groups]
+            self._shared = price, {member.name: book for group, book in trained for member in group}
+        book = self._shared[1].get(target.name)
+        return None if book is None else propose_shared(target, book, price, config.kernels, feedback=config.feedback)

@@ -64,7 +64,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         inventory, config = self.inventory, self.config
-        self.chooser = Chooser(config)
+        self.chooser = Chooser(config, lambda: [self.target(name) for name in self.layers
+                                                if "kernels" in config.rivals(name)])
         config.check_patterns(name for name, array in inventory.tensors.items() if array.ndim >= 2)
         for layer in inventory.layers:
             array = inventory.tensors[layer.name]
