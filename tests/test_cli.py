@@ -138,6 +138,12 @@ def test_rival_tools_and_their_options(model, arguments, options):
         assert file.read() == from_python.data
 
 
+def test_verbose_tells_how_each_layer_was_coded(model, capsys):
+    assert cli.main(["compress", "model.safetensors", "--bits", "4", "-v", "--tool", "scalar,transform"]) == 0
+    text = capsys.readouterr().err
+    assert re.search(r"\.weight: .*, \d\.\d\d bits/weight; next .*, cost x \d\.\d\d\d", text)
+
+
 def test_the_tool_of_single_layers(model, capsys):
     layers = ["--layer", r"[05]\.weight=codebook", "--layer", "2.weight=scalar"]
     for tool, expected in (("scalar", {"0.weight", "5.weight"}), ("codebook", {"0.weight", "5.weight", "6.weight"})):

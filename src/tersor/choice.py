@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from .config import TRELLIS_EFFORT, Config
 from .tools import kernels, scalar, transform
@@ -47,9 +48,9 @@ class Decision:
     distortion: float
     losers: tuple[tuple[str, float], ...] = ()
 
-    def report(self) -> dict[str, object]:
+    def report(self) -> dict[str, Any]:
         """As plain data; bits per weight."""
-        return {"tool": self.tool, "label": self.label, "bits": float(self.bits / self.count),
+        return {"tool": self.tool, "label": self.label, "weights": self.count, "bits": float(self.bits / self.count),
                 "side_bits": float(self.side_bits / self.count), "distortion": float(self.distortion),
                 "losers": [[label, round(float(ratio), 4)] for label, ratio in self.losers]}
 

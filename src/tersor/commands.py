@@ -42,6 +42,8 @@ def compress(options: argparse.Namespace, reporter: Reporter) -> Outcome:
     reporter.detail(f"codes of weights {report['payload_bytes']:,} bytes, steps and other tensors "
                     f"{report['side_bytes']:,}, header and manifest {report['header_bytes']:,}; "
                     f"lambda {packed.price:.3g}")
+    for line in decision_lines(packed.decisions, packed.size):
+        reporter.detail(line)
     before, seconds = os.path.getsize(options.model), time.perf_counter() - start
     summary = (f"{options.model} -> {output}: {before:,} -> {packed.size:,} bytes, "
                f"{smaller(before, packed.size)}, {bits(packed.bits_per_weight)}, {seconds:.1f} s")
@@ -116,6 +118,20 @@ def contents(file: TersorFile) -> dict[str, Any]:
                       "crc32": f"{section.crc32:08x}", "tensors": len(members)}
                      for section, members in zip(manifest.sections, manifest.members, strict=True)],
     }
+
+
+def decision_lines(decisions: dict[str, dict[str, Any]], size: int) -> list[str]:
+    """How each layer is coded, what the next best way would have cost, and the share of bases and codebooks."""
+    lines = []
+    side = 0.0
+    for name, decision in decisions.items():
+        side += decision["side_bits"] * decision["weights"] / 8
+        rivals = sorted(decision["losers"], key=lambda loser: loser[1])
+        other = f"; next {rivals[0][0]}, cost x {rivals[0][1]:.3f}" if rivals else ""
+        lines.append(f"{name}: {decision['label']}, {decision['bits']:.2f} bits/weight{other}")
+    if side:
+        lines.append(f"bases and codebooks: about {side:,.0f} bytes, {side / size:.1%} of the file")
+    return lines
 
 
 def encoder_config(options: argparse.Namespace) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from .bitstream.atomic import atomic_write
 from .decoder import TersorFile, load, tool_name
@@ -18,8 +19,8 @@ class Packed:
       output in dB on the calibration samples, None where it was not measured.
     * `notes`: what the encoder wants its user to know.
     * `decisions`: weight name -> how it is coded and what the other ways would have cost, as plain data, where
-      several were tried: tool, label, bits (per weight, all included), side_bits (of them for bases and codebooks),
-      distortion, losers: [label, J over the winner's J].
+      several were tried: tool, label, weights, bits (per weight, all included), side_bits (of them for bases and
+      codebooks), distortion, losers: [label, J over the winner's J].
     """
 
     data: bytes = field(repr=False)
@@ -28,7 +29,7 @@ class Packed:
     snr: float | None = None
     weight_bytes: int = 0
     notes: list[str] = field(default_factory=list)
-    decisions: dict[str, dict[str, object]] = field(default_factory=dict)
+    decisions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
