@@ -199,6 +199,30 @@ def test_small_matrices_learn_from_those_before():
     assert together < 0.95 * alone
 
 
+def test_contexts_know_the_quantizer_of_a_trellis():
+    """Integers as nearest levels leave them: quantizer 1 has its zero between levels one sub-step away."""
+    rng, table = np.random.default_rng(7), reference.TRELLIS[8]
+    q = np.zeros((64, 288), np.int32)
+    for r, row in enumerate(rng.normal(0, 1.3, q.shape)):
+        state = 0
+        for c, x in enumerate(row):
+            shift = table[state][0]
+            q[r, c] = np.sign(x) * max(0, round((abs(x) + shift) / 2))
+            state = table[state][1 + int(q[r, c]) % 2]
+    plain = len(context.encode([q], [Shape(64, 288, 9, 3)]))
+    assert len(assert_round_trip([q], [Shape(64, 288, 9, 3, trellis=8)])) < 0.96 * plain
+
+
+def test_rows_of_a_layer_tell_of_the_channels_of_the_next():
+    rng = np.random.default_rng(8)
+    spread = np.exp(rng.normal(0, 1.0, (64, 1)))
+    first = np.round(rng.laplace(0, 1.0, (64, 36)) * spread).astype(np.int32)
+    then = np.round(rng.laplace(0, 1.0, (8, 576)) * spread.repeat(9, 0).T).astype(np.int32)
+    shapes = [Shape(64, 36, 9, 3), Shape(8, 576, 9, 3)]
+    others = [len(context.encode([first[rng.permutation(64)], then], shapes)) for _ in range(9)]
+    assert len(assert_round_trip([first, then], shapes)) < np.mean(others) - 10
+
+
 def test_zeros_cost_next_to_nothing():
     assert len(assert_round_trip([np.zeros((1000, 1000), np.int32)], [Shape(1000, 1000)])) < 110
 

@@ -7,7 +7,7 @@ off that will be, predicted from its row, column, channel and kernel. Both predi
     q0, q1 = context.decode(payload, [Shape(16, 27, taps=9, width=3), Shape(10, 64)])
 
 Matrices of one payload share their adaptive state, in order, so that many small layers learn
-together. Bits are 8 to 15% below an ideal order-0 code per layer on quantised networks.
+together. Bits are 9 to 13% below an ideal order-0 code per layer on quantised networks.
 Format: docs/format.md.
 """
 
