@@ -49,8 +49,8 @@ SIDE_BITS = 9.0
 SLACK = 0.06
 """How much smaller than asked a file of kernels may be."""
 EFFORT = 5
-TUNE_SECONDS = 45.0
-STEPS = 60
+TUNE_SECONDS = 55.0
+STEPS = 200
 BATCH = 64
 RATE = 0.006
 """Of Adam: in root mean squares of a codebook's values."""
