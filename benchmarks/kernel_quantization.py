@@ -52,7 +52,7 @@ EFFORT = 5
 TUNE_SECONDS = 55.0
 STEPS = 200
 BATCH = 64
-RATE = 0.006
+RATE = 0.002
 """Of Adam: in root mean squares of a codebook's values."""
 TEMPERATURE = 2.0
 JPEG_TRAIN, JPEG_TEST, JPEG_CALIBRATION = 10_000, 2_000, 256
@@ -251,7 +251,7 @@ def tune(on: Bench, data: bytes, price: float) -> tuple[Packed, dict[str, Any]]:
     network.write_back()
     packed = rewritten(model, codes, codes_of(data), price, on)
     after = on.judge.measure(tersor.restore(packed.data, into=on.fresh())).kl
-    notes = {"lambda": price, "steps": steps, "held_out_kl_before": before, "held_out_kl_after": after}
+    notes = {"lambda": price, "steps": steps, "rate": RATE, "held_out_kl_before": before, "held_out_kl_after": after}
     if after < before:
         return packed, notes | {"kept": "trained"}
     return Packed(data, packed.parameters, price), notes | {"kept": "untuned"}
@@ -324,6 +324,12 @@ network to training images; trained are codebook values (6 bits, straight-throug
 file is taken where its KL on {held_out} held-out training images is lower. That is very short a training: what longer
 training gives is not known.
 
+Where kernels win: nowhere so far. In all that was measured the scalar tool has the lower KL at no more bytes. VGG at
+1.0 bit per convolution weight loses less than one point of accuracy untuned, and training codebooks did not
+help: KL stayed, and the 1.1 points that it loses then are within the error of the 0.85 before. On ResNet-20 training
+raised the KL of held-out images at both rates tried (0.006: 0.0421 -> 0.0532; 0.002: 0.0421 -> 0.0438), so that the
+"tuned" file is the untuned one. Files of kernels were accepted up to {slack:.0f}% below the size asked for.
+
 Written by `python benchmarks/kernel_quantization.py`; seconds are of a busy machine.
 """
 
@@ -343,7 +349,8 @@ as above.""",
 
 def page(cases: dict[str, Any], everything: list[str]) -> str:
     """docs/kernel_quantization.md."""
-    lines = [INTRODUCTION.format(steps=STEPS, batch=BATCH, seconds=TUNE_SECONDS, held_out=HELD_OUT)]
+    lines = [INTRODUCTION.format(steps=STEPS, batch=BATCH, seconds=TUNE_SECONDS, held_out=HELD_OUT,
+                                 slack=100 * SLACK)]
     for network, rates in RATES.items():
         lines += [f"## {network}", "", ABOUT[network], ""]
         lines += ["| asked | tools | bytes | file | conv | top-1 (%) | change | KL | seconds |", "|---" * 9 + "|"]
@@ -353,7 +360,7 @@ def page(cases: dict[str, Any], everything: list[str]) -> str:
                 lines.append(f"| {' | '.join(shown)} |")
         lines.append("")
         tuned = {rate: cases[f"{network}:{rate:g}:tuned"] for rate in rates if f"{network}:{rate:g}:tuned" in cases}
-        lines += [f"* tuned at {rate:g}: {point['steps']} batches; KL on held-out training images "
+        lines += [f"* tuned at {rate:g}: {point['steps']} batches, rate {point['rate']:g}; KL on held-out images "
                   f"{point['held_out_kl_before']:.4f} -> {point['held_out_kl_after']:.4f}; taken: {point['kept']}."
                   for rate, point in tuned.items()] + [""]  # fmt: skip
     lines += ["## Shapes of the full networks", "", *shape_lines(cases.get("shapes"))]
