@@ -73,7 +73,7 @@ class Chooser:
     targets: Callable[[], Sequence[LayerTarget]]  # as calibration measured them: all that kernels are a rival for
     frozen: bool = False  # decisions stay as they are, whatever the price
     _known: dict[str, _Known] = field(default_factory=dict)
-    _books: dict[str, Book] = field(default_factory=dict)  # of kernels: searches begin with the last one
+    _books: dict[str, Book] = field(default_factory=dict)  # of kernels: where searches for prices nearby begin
     _shared: tuple[float, dict[str, SharedKernels]] | None = None  # price, and the codebook of each layer
 
     def choose(self, target: LayerTarget, price: float) -> tuple[Candidate, Decision]:
@@ -84,6 +84,7 @@ class Chooser:
         if known is not None and (self.frozen or abs(log_price - known.log_price) <= REUSE):
             best = self._propose(target, price, known.variant)
         if best is None:
+            self._books.pop(target.name, None)
             offers = self._offers(target, price, self._variants(target))
             if not offers:  # no tool of the rivals is made for such a layer
                 offers = self._offers(target, price, [Variant("scalar")])
@@ -129,8 +130,13 @@ class Chooser:
     def _kernels(self, target: LayerTarget, price: float) -> Candidate | None:
         config = self.config
         if config.kernels.scope == "layer":
-            return kernels.propose(target, price, config.kernels, config.mode, feedback=config.feedback,
-                                   memory=self._books)
+            memory = dict(self._books)
+            found = kernels.propose(target, price, config.kernels, config.mode, feedback=config.feedback,
+                                    memory=memory)
+            # Only the codebook of the full search stays: sizes must not depend on the way that lambda has taken.
+            if target.name in memory:
+                self._books.setdefault(target.name, memory[target.name])
+            return found
         if self._shared is None or self._shared[0] != price:
             groups = by_taps(self.targets(), config.kernels).values()
             trained = [(group, train_shared(group, price, config.kernels, feedback=config.feedback))
