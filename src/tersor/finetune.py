@@ -56,6 +56,20 @@ def look_up(values: Tensor, index: Tensor) -> Tensor:
     return looked_up
 
 
+class RoundedWithin(torch.autograd.Function):
+    """Rounds to integers of a range; the gradient passes where the result is not clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        ctx.save_for_backward((x >= low - 0.5) & (x <= high + 0.5))
+        return torch.minimum(torch.maximum(torch.round(x), low), high)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (inside,) = ctx.saved_tensors
+        return gradients[0] * inside, None, None
+
+
 class SharedValues(nn.Module):
     """A model whose quantised weights are looked up in trainable codebooks.
 

@@ -25,22 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError, ModelError
-from .finetune import Batches, MakeOptimizer, put_weights, run_epochs
+from .finetune import Batches, MakeOptimizer, RoundedWithin, put_weights, run_epochs
 from .synthesis.kernel_code import MAX_GAIN, KernelCode, channels_of
-
-
-class _Rounded(torch.autograd.Function):
-    """Rounds to integers of a range; the gradient passes where the value is within it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        ctx.save_for_backward((x >= low - 0.5) & (x <= high + 0.5))
-        return torch.minimum(torch.maximum(torch.round(x), low), high)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None, None
 
 
 class _Member(nn.Module):
@@ -148,7 +134,7 @@ class KernelValues(nn.Module):
         """The entries as integers (floating type), differentiable with respect to the parameter."""
         units = self.values[book] / self._units[book]
         reach = torch.tensor(float(self._reach[book]), device=units.device)
-        rounded: Tensor = _Rounded.apply(units, -reach, reach - 1)  # type: ignore[no-untyped-call]
+        rounded: Tensor = RoundedWithin.apply(units, -reach, reach - 1)  # type: ignore[no-untyped-call]
         return rounded * self._units[book]
 
     def _gain(self, place: int) -> Tensor | None:
@@ -158,7 +144,7 @@ class KernelValues(nn.Module):
             return gain
         size = self.gains[str(place)] / self._member(place).gain_unit
         low, high = torch.ones((), device=size.device), torch.full((), float(MAX_GAIN), device=size.device)
-        rounded: Tensor = _Rounded.apply(size, low, high)  # type: ignore[no-untyped-call]
+        rounded: Tensor = RoundedWithin.apply(size, low, high)  # type: ignore[no-untyped-call]
         return gain.sign() * rounded
 
     def _member(self, place: int) -> _Member:

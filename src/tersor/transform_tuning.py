@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .adapters.module import to_torch
 from .errors import ConfigError, ModelError
-from .finetune import Batches, MakeOptimizer, put_weights, run_epochs
+from .finetune import Batches, MakeOptimizer, RoundedWithin, put_weights, run_epochs
 from .synthesis.scalar import MAX_REACH, SHIFT_UNIT, ScalarCode
 from .synthesis.transform import BlockCode, TransformCode
 
@@ -33,20 +33,6 @@ Code: TypeAlias = TransformCode | ScalarCode
 
 REFRESH = 10
 """Steps of training between two fits of the code lengths to the integers."""
-
-
-class _Rounded(torch.autograd.Function):
-    """Rounds to integers of a range; the gradient passes where the result is not clipped."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        ctx.save_for_backward((x >= low - 0.5) & (x <= high + 0.5))
-        return torch.minimum(torch.maximum(torch.round(x), low), high)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None, None
 
 
 class _Matrix(nn.Module):
@@ -81,7 +67,7 @@ class _Matrix(nn.Module):
 
     def integers(self) -> Tensor:
         """[rows, columns], of floating type; differentiable, straight through the rounding."""
-        rounded: Tensor = _Rounded.apply(self.scaled(), self.low, self.high)  # type: ignore[no-untyped-call]
+        rounded: Tensor = RoundedWithin.apply(self.scaled(), self.low, self.high)  # type: ignore[no-untyped-call]
         return rounded
 
     def forward(self) -> Tensor:
