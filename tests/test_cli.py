@@ -21,6 +21,7 @@ import tersor
 from tersor import cli, commands, show
 from tersor.adapters import safetensors as safetensors_adapter
 from tersor.bitstream.container import TensorRecord, to_bytes
+from tersor.commands import arguments, outputs
 from tersor.synthesis import raw
 
 
@@ -157,7 +158,7 @@ def test_the_tool_of_single_layers(model, capsys):
 def test_first_of_two_equal_patterns_counts(model):
     options = cli.build_parser().parse_args(["compress", "model.safetensors", "--bits", "9", "-q", "--layer",
                                              "0.weight=raw", "--layer", "0.weight=weight:2"])
-    commands.compress(options, show.Reporter(quiet=True))
+    commands.compress.run(options, show.Reporter(quiet=True))
     with tersor.load("model.tersor") as restored:
         assert np.array_equal(restored["0.weight"], safetensors_adapter.read(model).tensors["0.weight"])
 
@@ -331,7 +332,7 @@ def test_debugging_shows_the_traceback(model, monkeypatch):
 def test_bugs_are_told_in_one_line(packed, monkeypatch, capsys):
     def broken(*_: object) -> None:
         raise ZeroDivisionError("division\nby zero")
-    monkeypatch.setitem(commands.COMMANDS, "verify", broken)
+    monkeypatch.setattr(commands.verify, "run", broken)
     assert cli.main(["verify", "model.tersor"]) == 1
     err = capsys.readouterr().err
     assert "please report it: ZeroDivisionError: division\\nby zero" in err and len(err.splitlines()) == 1
@@ -340,14 +341,14 @@ def test_bugs_are_told_in_one_line(packed, monkeypatch, capsys):
 def test_memory_error(packed, monkeypatch, capsys):
     def full(*_: object) -> None:
         raise MemoryError
-    monkeypatch.setitem(commands.COMMANDS, "verify", full)
+    monkeypatch.setattr(commands.verify, "run", full)
     assert cli.main(["verify", "model.tersor"]) == 1
     assert "not enough memory" in capsys.readouterr().err
 
 
 def test_somebody_else_writes_the_output_meanwhile(model, monkeypatch, capsys):
     """What `check_output` cannot see, the atomic write still refuses."""
-    monkeypatch.setattr(commands, "check_output", lambda *_: Path("model.tersor").write_bytes(b"theirs"))
+    monkeypatch.setattr(commands.compress, "check_output", lambda *_: Path("model.tersor").write_bytes(b"theirs"))
     assert cli.main(["compress", "model.safetensors", "--bits", "6"]) == 1
     assert "exists" in capsys.readouterr().err
     assert Path("model.tersor").read_bytes() == b"theirs"
@@ -518,7 +519,7 @@ def test_json_has_no_infinities(capsys):
 
 def test_doctests():
     import doctest
-    for module in (cli, commands, show):
+    for module in (cli, arguments, outputs, show):
         assert doctest.testmod(module).failed == 0
 
 

@@ -119,7 +119,7 @@ def plural(count: int, what: str) -> str:
 
 
 def inspection(report: dict[str, Any], verbose: bool) -> str:
-    """The report of `tersor inspect` (`tersor.commands.contents`) as text."""
+    """The report of `tersor inspect` (`tersor.commands.inspect.contents`) as text."""
     parts = [_tensor_table(report, verbose), *([_section_table(report)] if verbose else []),
              _budget_table(report), _facts(report, verbose)]
     return "\n\n".join(parts)
