@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -29,17 +28,11 @@ from networks import IMAGENET, ZOO, cifar, load_zoo
 from torch import Tensor, nn
 
 import tersor
-from tersor.adapters.module import inventory_of_module
-from tersor.bitstream.container import open_source, read_manifest, read_section
-from tersor.config import Config, LayerConfig
-from tersor.decoder import tool_name
-from tersor.encoding import Encoding, Plan
+from tersor.codes import codes_of
 from tersor.kernel_tuning import KernelValues
 from tersor.packed import Packed
-from tersor.repack import codes_of
-from tersor.synthesis import kernels as synthesis
+from tersor.repack import repack
 from tersor.synthesis.kernel_code import KernelCode
-from tersor.writer import write
 
 TOOLS = {"kernels": ("kernels",), "scalar": ("scalar",), "scalar+transform": ("scalar", "transform")}
 WAYS = ("kernels", "tuned", "scalar", "scalar+transform")
@@ -206,24 +199,12 @@ class Slack:
 # ---- training codebooks --------------------------------------------------------------------------------
 
 
-def kernel_codes(data: bytes) -> dict[str, KernelCode]:
-    """The codes of all tensors in kernel sections, by name."""
-    source = open_source(data)
-    manifest = read_manifest(source)
-    found: dict[str, KernelCode] = {}
-    for i, section in enumerate(manifest.sections):
-        if tool_name(section.tool) == "kernels":
-            records = manifest.records_of(i)
-            codes = synthesis.decode_codes(read_section(source, manifest, i), records)
-            found |= zip((record.name for record in records), codes, strict=True)
-    return found
-
-
 def tune(on: Bench, data: bytes, price: float) -> tuple[Packed, dict[str, Any]]:
     """Codebooks, BatchNorm and biases trained for the answers of the fp32 network; indexes and gains stay."""
     model = tersor.restore(data, into=on.fresh())
     before = on.judge.measure(model).kl
-    network = KernelValues(model, kernel_codes(data))
+    codes = codes_of(data)
+    network = KernelValues(model, {name: code for name, code in codes.items() if isinstance(code, KernelCode)})
     groups = [{"params": [values], "lr": RATE * float(values.detach().square().mean().sqrt())}
               for values in network.values]  # fmt: skip
     own = {id(values) for values in network.values}
@@ -247,9 +228,9 @@ def tune(on: Bench, data: bytes, price: float) -> tuple[Packed, dict[str, Any]]:
         optimizer.step()
         steps += 1
         progress = max(steps / STEPS, (time.perf_counter() - begun) / TUNE_SECONDS)
-    codes = network.codes()
     network.write_back()
-    packed = rewritten(model, codes, codes_of(data), price, on)
+    statistics = tersor.calibrate(model, on.tested.calibration[:128].split(64))
+    packed = repack(model, codes | network.codes(), statistics, price=price)
     after = on.judge.measure(tersor.restore(packed.data, into=on.fresh())).kl
     notes = {"lambda": price, "steps": steps, "rate": RATE, "held_out_kl_before": before, "held_out_kl_after": after}
     if after < before:
@@ -262,24 +243,6 @@ def views(images: Tensor, generator: torch.Generator) -> Tensor:
     x = normalised(images[torch.randint(len(images), (BATCH,), generator=generator)])
     mirrored = torch.rand(BATCH, 1, 1, 1, generator=generator) < 0.5
     return torch.where(mirrored, x.flip(3), x)
-
-
-def rewritten(model: nn.Module, codes: dict[str, KernelCode], others: dict[str, Any], price: float,
-              on: Bench) -> Packed:  # fmt: skip
-    """A file of these codes and of the model's other parameters as they are now, as `tersor.repack` writes one."""
-    inventory = inventory_of_module(model)
-    exact = {re.escape(layer.name): LayerConfig(tool="raw") for layer in inventory.layers
-             if layer.name not in codes and layer.name not in others}  # fmt: skip
-    statistics = tersor.calibrate(model, on.tested.calibration[:128].split(64))
-    encoding = Encoding(Plan(inventory, statistics, Config(tools=("scalar",), layers=exact)), price)
-    for name, code in others.items():
-        encoding.scalars[name] = code
-        encoding.fitted.add(name)
-    for name, code in codes.items():
-        encoding.kernels[name] = code
-        encoding.fitted.add(name)
-    written = write(encoding.complete())
-    return Packed(written.data, inventory.parameters, price, None, written.weight_bytes)
 
 
 # ---- shapes of the full networks -----------------------------------------------------------------------

@@ -22,9 +22,10 @@ from common import RESULTS, Subject, data_folder, environment, normalised, subje
 from torch import Tensor, nn
 
 import tersor
+from tersor.codes import codes_of
 from tersor.config import TransformConfig
 from tersor.packed import Packed
-from tersor.repack import codes_of, repack
+from tersor.repack import repack
 from tersor.transform_tuning import REFRESH, Code, TransformedNetwork
 
 BITS = (1.0, 1.4, 2.0)

@@ -20,8 +20,8 @@ SOURCE = Path(tersor.__file__).parent
 ROWS: tuple[frozenset[str], ...] = tuple(frozenset(row.split()) for row in (
     "errors", "limits",
     "bitstream", "synthesis", "decoder",  # bytes -> integers -> weights: all that reading needs
-    "adapters config packed",
-    "statistics runtime", "calibration tools evaluate", "sensitivity allocation choice diagonals", "encoding",
+    "adapters codes config packed",
+    "statistics runtime sections", "calibration tools evaluate", "sensitivity allocation choice diagonals", "encoding",
     "lockstep writer", "published", "encoder", "finetune sweep report repack",
     "kernel_tuning transform_tuning",
     "show", "commands", "cli", "__main__",

@@ -136,6 +136,10 @@ class TersorFile(Mapping[str, Array]):
         """dtype and shape of a tensor, without decoding it."""
         return self.manifest.tensors[self._index[name]]
 
+    def payload(self, section: int) -> bytes:
+        """The coded bytes of a section of the manifest, checked, not decoded."""
+        return read_section(self._source, self.manifest, section)
+
     def read_all(self) -> dict[str, Array]:
         """All tensors, in state-dict order: the quickest way to a whole model.
 
@@ -184,8 +188,7 @@ class TersorFile(Mapping[str, Array]):
         tool = self.manifest.sections[section].tool
         decode = decoder_of(tool)
         records = self.manifest.records_of(section)
-        payload = read_section(self._source, self.manifest, section)
-        arrays = decode(payload, records, self._limits, threads)
+        arrays = decode(self.payload(section), records, self._limits, threads)
         for record, array in zip(records, arrays, strict=True):
             if array.shape != record.shape or array.dtype != NUMPY[record.dtype]:
                 raise FormatError(f"tensor {record.name!r}: the {tool_name(tool)} tool restored "

@@ -189,10 +189,14 @@ class Encoding:
                                                          scalar.ScalarOptions(feedback=config.feedback))
             return self.restored(target.name)
         best, self.decisions[target.name] = self.plan.chooser.choose(target, self.price)
-        home: dict[str, dict[str, Any]] = {"scalar": self.scalars, "transform": self.transforms,
-                                           "kernels": self.kernels}
-        home[best.tool][target.name] = best.code
+        self.put(target.name, best.code)
         return self.restored(target.name)
+
+    def put(self, name: str, code: ScalarCode | TransformCode | KernelCode) -> None:
+        """Take a layer's integers as they are."""
+        home: dict[str, Any] = self.transforms if isinstance(code, TransformCode) else \
+            self.kernels if isinstance(code, KernelCode) else self.scalars
+        home[name] = code
 
     def encode_shared(self, bits: float) -> None:
         """Quantise the layers of the codebook tool to an entropy of `bits` bits/weight; their slope becomes `price`."""
@@ -206,13 +210,18 @@ class Encoding:
         cost = weights = 0.0
         for group in groups:
             code, mean = encode_together(tensors, sensitivity, group, bits, config, plan.memory.setdefault(group, {}))
-            self.codebooks[group] = code
-            restored = code.tensors([tensors[name].shape for name in group])
-            for name, tensor in zip(group, restored, strict=True):
-                self.shared[name] = to_dtype(tensor.astype(np.float64), name_of(tensors[name].dtype), name)
-                cost, weights = cost + mean * tensor.size, weights + tensor.size
+            self.put_shared(group, code)
+            cost, weights = cost + mean * code.count, weights + code.count
         # A quantiser of D = h s^2 / 12 per weight has the slope -dD/dR = 2 ln 2 D.
         self.price = float(max(2.0 * np.log(2.0) * cost / weights, 1e-300))
+
+    def put_shared(self, names: tuple[str, ...], code: CodebookCode) -> None:
+        """Take a codebook and its indexes as they are; names in the order of the file."""
+        self.codebooks[names] = code
+        tensors = [self.plan.inventory.tensors[name] for name in names]
+        restored = code.tensors([tensor.shape for tensor in tensors])
+        for name, tensor, own in zip(names, restored, tensors, strict=True):
+            self.shared[name] = to_dtype(tensor.astype(np.float64), name_of(own.dtype), name)
 
     def restored(self, name: str) -> Array:
         """A quantised weight tensor as a decoder gives it back."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from ..adapters.module import load_into
-from ..bitstream.container import open_source, read_section
+from ..bitstream.container import open_source
 from ..bitstream.source import Readable
-from ..decoder import TersorFile, tool_name
-from ..limits import DEFAULT_LIMITS, Limits
-from ..synthesis import kernels
-from ..synthesis.codebook import CodebookCode, decode_codebook
-from ..synthesis.transform import TransformCode, decode_codes
+from ..codes import codes_of, shared_codes_of
+from ..decoder import TersorFile
+from ..limits import Limits
+from ..synthesis.kernels import KernelCode
+from ..synthesis.transform import TransformCode
 from .codebook import from_codes
 from .kernels import from_kernels
 from .transform import from_transforms
@@ -25,23 +25,10 @@ def from_file(file: Readable, model: nn.Module, *, limits: Limits | None = None)
     The model is changed in place and returned. Raises `FormatError` for a bad file and `ModelError` for one
     of another architecture; the model is then unchanged. All else stays dense.
     """
-    limits = limits or DEFAULT_LIMITS
-    codebooks: list[tuple[list[str], CodebookCode]] = []
-    transforms: dict[str, TransformCode] = {}
-    kernel_codes: dict[str, kernels.KernelCode] = {}
     with TersorFile(open_source(file), limits) as found:
-        for i, section in enumerate(found.manifest.sections):
-            tool = tool_name(section.tool)
-            if tool not in ("codebook", "transform", "kernels"):
-                continue
-            records = found.manifest.records_of(i)
-            names = [record.name for record in records]
-            payload = read_section(found._source, found.manifest, i)
-            if tool == "codebook":
-                codebooks.append((names, decode_codebook(payload, records, limits)))
-            elif tool == "kernels":
-                kernel_codes |= zip(names, kernels.decode_codes(payload, records, limits), strict=True)
-            else:
-                transforms |= zip(names, decode_codes(payload, records, limits), strict=True)
+        codebooks = shared_codes_of(found, limits=limits)
+        codes = codes_of(found, ("transform", "kernels"), limits=limits)
         load_into(model, found.read_all(), found.aliases if found.tied else None)
-    return from_kernels(from_transforms(from_codes(model, codebooks), transforms), kernel_codes)
+    transforms = {name: code for name, code in codes.items() if isinstance(code, TransformCode)}
+    kernels = {name: code for name, code in codes.items() if isinstance(code, KernelCode)}
+    return from_kernels(from_transforms(from_codes(model, codebooks), transforms), kernels)
