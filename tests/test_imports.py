@@ -20,7 +20,7 @@ SOURCE = Path(tersor.__file__).parent
 ROWS: tuple[frozenset[str], ...] = tuple(frozenset(row.split()) for row in (
     "errors", "limits",
     "bitstream", "synthesis", "decoder",  # bytes -> integers -> weights: all that reading needs
-    "adapters codes config packed",
+    "adapters codes config packed parallel",
     "statistics runtime sections", "calibration tools evaluate", "sensitivity allocation choice diagonals", "encoding",
     "lockstep writer", "published", "encoder", "finetune sweep report repack",
     "kernel_tuning transform_tuning",

@@ -77,6 +77,17 @@ def decode(payload: bytes, records: Sequence[TensorRecord], limits: Limits,
     Raises FormatError for anything that `encode` cannot have written. `limits` has been applied to the
     records already; the work is too small for threads.
     """
+    out: list[npt.NDArray[np.generic]] = []
+    for i, code in enumerate(decode_codes(payload, records)):
+        channels = code.scale_sign.size
+        values = (code.scale(), code.shift(), np.zeros(channels), np.full(channels, 1.0 - code.eps))
+        out += [to_dtype(value, record.dtype, record.name)
+                for value, record in zip(values, records[4 * i : 4 * i + 4], strict=True)]
+    return out
+
+
+def decode_codes(payload: bytes, records: Sequence[TensorRecord]) -> list[BatchNormCode]:
+    """The integers, one code for each four of `records`, without the tensors; raises as `decode`."""
     groups = [tuple(records[i : i + 4]) for i in range(0, len(records), 4)]
     for group in groups:
         if len(group) != 4 or len(group[0].shape) != 1 or len({record.shape for record in group}) != 1:
@@ -87,9 +98,7 @@ def decode(payload: bytes, records: Sequence[TensorRecord], limits: Limits,
     if not ((distinct >= 0.0) & (distinct < 1.0)).all():
         raise FormatError("a batchnorm section has an eps outside [0, 1): the file is corrupt")
     reader = IntegerReader(payload[head.position :])
-    out: list[npt.NDArray[np.generic]] = []
-    for group in groups:
-        out.extend(_decode_group(reader, group, distinct))
+    out = [_decode_group(reader, group, distinct) for group in groups]
     reader.end()
     return out
 
@@ -114,7 +123,7 @@ def _encode_integers(codes: Sequence[BatchNormCode], which: Sequence[int], eps_c
 
 
 def _decode_group(reader: IntegerReader, group: Sequence[TensorRecord],
-                  distinct: npt.NDArray[np.float64]) -> list[npt.NDArray[np.generic]]:
+                  distinct: npt.NDArray[np.float64]) -> BatchNormCode:
     channels = group[0].count
     name = group[0].name
     eps_index = reader.one(_EPS, 0, len(distinct) - 1, f"{name}: eps index") if len(distinct) != 1 else 0
@@ -133,9 +142,7 @@ def _decode_group(reader: IntegerReader, group: Sequence[TensorRecord],
     sign = np.where(coded == 0, 1, -coded).astype(np.int8)
     sign[coded < 0] = 0
     shift = spread.take(reader, channels, _SHIFT_CLASS, _SHIFT, name)
-    code = BatchNormCode(index, sign, resolution, shift, step, float(distinct[eps_index]))
-    values = (code.scale(), code.shift(), np.zeros(channels), np.full(channels, 1.0 - code.eps))
-    return [to_dtype(value, record.dtype, record.name) for value, record in zip(values, group, strict=True)]
+    return BatchNormCode(index, sign, resolution, shift, step, float(distinct[eps_index]))
 
 
 def _scale(index: npt.NDArray[np.int64], sign: npt.NDArray[np.int8],

@@ -204,6 +204,13 @@ def decode_codebook(payload: bytes, records: Sequence[TensorRecord], limits: Lim
     return CodebookCode.of(values, indexes)
 
 
+def coder_of(payload: bytes) -> Coder:
+    """The entropy coder of a section; raises as `decode`."""
+    cursor = varint.ByteReader(payload, "codebook payload")
+    reader = IntegerReader(cursor.take(cursor.varint(), "bytes of parameters"))
+    return CODERS[reader.one(_CODER, 0, len(CODERS) - 1, "the entropy coder of a codebook section")]
+
+
 @dataclass(frozen=True)
 class _Head:
     """All parameters of a section."""

@@ -203,6 +203,14 @@ def decode_codes(payload: bytes, records: Sequence[TensorRecord], limits: Limits
             for tensor, index, gain in zip(tensors, indexes, gains, strict=True)]
 
 
+def layout_of(payload: bytes, records: Sequence[TensorRecord]) -> tuple[Coder, int]:
+    """What `encode` was called with besides codes: the coder, and the least bits of a value where these have a fixed
+    length (else 1); raises as `decode`."""
+    head = varint.ByteReader(payload, "kernel payload")
+    coder, way, _, books, _ = _read(head.take(head.varint(), "bytes of parameters"), records)
+    return coder, min((book.bits for book in books), default=1) if way == FIXED else 1
+
+
 def _read(data: bytes, records: Sequence[TensorRecord]) -> tuple[Coder, int, list[Tensor], list[Book], list[int]]:
     """Coder, coder of values, tensors, codebooks, bytes of the values' and the gains' stream."""
     reader = IntegerReader(data)

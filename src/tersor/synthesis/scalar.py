@@ -191,6 +191,12 @@ def decode_codes(payload: bytes, records: Sequence[TensorRecord], limits: Limits
                        about.trellis) for q, about in zip(matrices, tensors, strict=True)]
 
 
+def layout_of(payload: bytes, records: Sequence[TensorRecord]) -> tuple[int, int]:
+    """What `encode` was called with besides codes: mode and rows_per_part; raises as `decode`."""
+    mode, _, _, cuts = _read_payload(payload, records)
+    return mode, cuts[0].stop if len(cuts) > 1 else 0
+
+
 @dataclass(frozen=True)
 class _Tensor:
     """What the parameters say about one tensor: all but its integers."""

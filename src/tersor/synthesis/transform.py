@@ -189,6 +189,13 @@ def decode_codes(payload: bytes, records: Sequence[TensorRecord], limits: Limits
     return [tensor.code([head.code(next(left)) for head in tensor.heads]) for tensor in tensors]
 
 
+def layout_of(payload: bytes, records: Sequence[TensorRecord], limits: Limits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """What `encode` was called with besides codes: mode and rows_per_part; raises as `decode`."""
+    cursor = varint.ByteReader(payload, "transform payload")
+    mode, _, rows_per_part = _read_parameters(cursor.take(cursor.varint(), "bytes of parameters"), records, limits)
+    return mode, rows_per_part
+
+
 @dataclass(frozen=True)
 class _Tensor:
     """What the parameters say about one tensor: all but its integers. Heads: stored bases, coefficients."""

@@ -48,6 +48,12 @@ def decode(payload: bytes, records: Sequence[TensorRecord], limits: Limits,
     Raises FormatError for anything that `encode` cannot have written. `limits` has been applied to the
     records already; the work is too small for threads.
     """
+    return [to_dtype(code.values(), record.dtype, record.name)
+            for code, record in zip(decode_codes(payload, records), records, strict=True)]
+
+
+def decode_codes(payload: bytes, records: Sequence[TensorRecord]) -> list[VectorCode]:
+    """The integers, without the tensors; raises as `decode`."""
     reader = IntegerReader(payload)
     out = []
     for record in records:
@@ -56,8 +62,7 @@ def decode(payload: bytes, records: Sequence[TensorRecord], limits: Limits,
             step = reader.one(_STEP, -grid.MAX_INDEX, grid.MAX_INDEX, f"{record.name}: step")
             base = reader.take(1, _BASE)
             index = base + spread.take(reader, record.count, _CLASS, _RESIDUAL, record.name)
-        values = VectorCode(index.reshape(record.shape), step).values()
-        out.append(to_dtype(values, record.dtype, record.name))
+        out.append(VectorCode(index.reshape(record.shape), step))
     reader.end()
     return out
 
