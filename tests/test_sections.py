@@ -16,7 +16,8 @@ from tersor.synthesis.batchnorm import BatchNormCode
 
 WAYS = {
     "default": {}, "fast": {"mode": "fast"}, "plain": {"effort": 5}, "exact": {"keep_exact": True},
-    "transform": {"tools": ("transform",)}, "kernels": {"tools": ("kernels",), "effort": 3, "kernels": tersor.KernelConfig(size=16)},
+    "transform": {"tools": ("transform",)}, "kernels": {"tools": ("kernels",), "effort": 3,
+                "kernels": tersor.KernelConfig(size=16)},
     "kernels, 6 bits": {"tools": ("kernels",), "effort": 3,
                         "kernels": tersor.KernelConfig(size=16, coder="fixed", value_bits=6)},
     "codebook": {"tools": ("codebook",)},
