@@ -39,9 +39,17 @@ class ModelError(TersorError):
     """A model or state dict cannot be read, or does not fit what is being restored into it."""
 
 
+class DataError(TersorError):
+    """Images, arrays or labels cannot be read, do not fit each other, or too many of them are bad."""
+
+
 class ConfigError(TersorError, ValueError):
     """An option is unknown, out of range, or contradicts another."""
 
 
 class KernelError(TersorError):
     """The native kernel is missing or does not fit this version of tersor."""
+
+
+class WorkerError(TersorError):
+    """A process of a distributed task has died, does not answer, or has failed; says which."""
