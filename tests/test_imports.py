@@ -21,7 +21,8 @@ ROWS: tuple[frozenset[str], ...] = tuple(frozenset(row.split()) for row in (
     "errors", "limits",
     "bitstream", "synthesis", "decoder",  # bytes -> integers -> weights: all that reading needs
     "adapters codes config packed parallel",
-    "statistics runtime sections", "calibration tools evaluate data", "sensitivity allocation choice diagonals", "encoding",
+    "statistics runtime sections", "calibration tools evaluate data",
+    "sensitivity allocation choice diagonals", "encoding",
     "lockstep writer", "published", "encoder", "finetune sweep report repack",
     "kernel_tuning transform_tuning",
     "show", "commands", "cli", "__main__",

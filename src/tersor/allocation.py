@@ -84,6 +84,34 @@ def search(encode: Callable[[float], tuple[float, T]], target: float, start: flo
     raise _unreachable(low, high, target, what, sign)
 
 
+def search_accepted(attempt: Callable[[float], tuple[bool, float, T]], start: float, *, stride: float = 2.0,
+                    finest: float = 0.25, most: int = 12) -> T | None:
+    """The smallest result that is accepted, by bisection in log2 lambda; None if none was within `most` strides.
+
+    attempt(log2 lambda) -> (accepted, size, result). Larger lambdas are rejected and smaller ones accepted, up to noise
+    near the border. From `start` in strides to the other side of the border, then halved down to `finest` (a quarter
+    is about 0.12 bits/weight).
+    """
+    tried: list[tuple[bool, float, T]] = []
+
+    def accepts(x: float) -> bool:
+        tried.append(attempt(x))
+        return tried[-1][0]
+
+    x = start
+    first = accepts(x)
+    for _ in range(most):
+        x += stride if first else -stride
+        if accepts(x) != first:
+            low, high = (x - stride, x) if first else (x, x + stride)
+            while high - low > finest:
+                middle = (low + high) / 2
+                low, high = (middle, high) if accepts(middle) else (low, middle)
+            break
+    fitting = [trial for trial in tried if trial[0]]
+    return min(fitting, key=lambda trial: trial[1])[2] if fitting else None
+
+
 def _between(high: Trial[T], low: Trial[T], aim: float) -> float:
     """Secant between the two, kept away from the ends so that the bracket shrinks."""
     spread = high.value - low.value

@@ -8,10 +8,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,12 @@ from .adapters import safetensors as safetensors_adapter
 from .adapters.calls import undisturbed
 from .adapters.inventory import Inventory
 from .adapters.module import inventory_of_module, load_into, to_torch
-from .allocation import TOLERANCE, Trial, search
+from .allocation import TOLERANCE, Trial, search, search_accepted
 from .config import Config, make_config
 from .decoder import load
 from .encoding import Encoding, Plan, begin, static_walk
-from .errors import ConfigError, ModelError
+from .errors import ConfigError, ModelError, TargetError
+from .evaluate import Drop, paired_drop
 from .limits import Limits
 from .lockstep import Mismatch, Stage, forward, lockstep_walk, prepare
 from .packed import Packed
@@ -39,15 +41,18 @@ CONTEXT_GAIN = 0.92
 """Bits of the small coder over those of an ideal order-0 code per layer, for the first guess of lambda."""
 STATIC_GAIN = 0.993
 """The same for the fast coder: classes of rows and rate-distortion-optimised rounding save a little."""
+DROP_START = 3.0
+"""Bits/weight at which the search for a bound on the drop of accuracy begins."""
 
 Model = nn.Module | Inventory | Mapping[str, Any] | str | os.PathLike[str]
 
 
 def compress(model: Model, stats: Statistics | None = None, *, bits: float | None = None,
-             size: int | None = None, snr: float | None = None, config: Config | None = None,
-             sensitivity: Mapping[str, Any] | None = None,
+             size: int | None = None, snr: float | None = None, max_drop: float | None = None,
+             evaluate: Callable[[nn.Module], Tensor] | None = None, drop_end: str = "worst",
+             config: Config | None = None, sensitivity: Mapping[str, Any] | None = None,
              progress: Callable[[str], None] | None = None, **options: Any) -> Packed:
-    """Compress a model to exactly one of three targets.
+    """Compress a model to exactly one of four targets.
 
     * `model`: an nn.Module (never changed), a state dict of tensors or arrays, a .safetensors path, or an
       `Inventory`.
@@ -56,6 +61,10 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
       never exceeded (shared values, of which there are only so many, may leave a few per cent).
     * `snr`: signal-to-noise ratio at the model's output in dB on the calibration samples, at least this and at
       most 1% more; needs an nn.Module and statistics with samples.
+    * `max_drop`: points of accuracy that may be lost (0.5 is half a per cent), by really restoring the network and
+      asking `evaluate(network)` for the score of each sample, 0..1, [N]; the smallest file within. `drop_end`: what of
+      the paired difference must be within: the "worst" end of its 95% confidence interval, or its "mean".
+      Give labelled data that is neither calibrated nor tested on: the search adapts to it. Needs an nn.Module.
     * `config`, and any field of `Config` as a keyword: tools, mode, effort, keep_exact, layers.
     * `sensitivity`: weight name -> array of its shape, >= 0 (see `tersor.diagonals`): the weights h of the codebook
       tool in place of what `stats` say. Layers that are missing count as the others do on average.
@@ -68,14 +77,17 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
     if stats is not None and not isinstance(stats, Statistics):
         raise ConfigError(f"stats must be a Statistics (tersor.calibrate, Statistics.load), not a "
                           f"{type(stats).__name__}")
-    given = {"bits": bits, "size": size, "snr": snr}
+    given = {"bits": bits, "size": size, "snr": snr, "max_drop": max_drop}
     targets = {name: value for name, value in given.items() if value is not None}
     if len(targets) != 1:
-        raise ConfigError(f"give exactly one of bits=, size=, snr=; got {', '.join(targets) or 'none'}")
+        raise ConfigError(f"give exactly one of bits=, size=, snr=, max_drop=; got {', '.join(targets) or 'none'}")
     (kind, wanted), = targets.items()
     is_number = isinstance(wanted, int | float) and not isinstance(wanted, bool)
     if not (is_number and math.isfinite(wanted) and (wanted > 0 or kind == "snr")):
         raise ConfigError(f"{kind}={wanted!r} must be a finite positive number")
+    if max_drop is not None and (evaluate is None or drop_end not in ("worst", "mean")):
+        raise ConfigError(f"max_drop= needs evaluate=, a function of the restored network that returns the score of "
+                          f"each sample, and drop_end={drop_end!r} must be worst or mean")
     inventory = _inventory(model)
     if stats is not None:
         stats.check(inventory)
@@ -84,6 +96,8 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
     plan = Plan(inventory, stats, settings, _diagonals(sensitivity, inventory))
     network = model if isinstance(model, nn.Module) else None
     job = _PublishedJob(plan, network, progress) if is_wanted(settings) else _Job(plan, network)
+    if evaluate is not None and kind == "max_drop":
+        return job.to_drop(float(wanted), evaluate, drop_end, progress)
     if kind == "snr":
         return job.to_snr(float(wanted), progress)
     target = float(wanted) if kind == "size" else wanted * inventory.parameters / 8.0
@@ -182,6 +196,37 @@ class _Job:
             self.plan.chooser.frozen = True
             best = min(best, _search_snr(encode, target, best.log_price, progress), key=lambda trial: trial.value)
         return self._packed(best)
+
+    def to_drop(self, most: float, evaluate: Callable[[nn.Module], Tensor], end: str,
+                progress: Callable[[str], None] | None) -> Packed:
+        """The smallest file whose network loses at most `most` points."""
+        if self.model is None:
+            raise ConfigError("max_drop= needs an nn.Module; give bits= or size= instead")
+        copied = copy.deepcopy(self.model)
+        before = evaluate(copied)
+        least: Drop | None = None
+
+        def attempt(log_price: float) -> tuple[bool, float, tuple[Trial[_Trial], Drop]]:
+            nonlocal least
+            trial = self._encode(log_price)
+            size = len(trial.written.data)
+            drop = paired_drop(before, evaluate(restore(trial.written.data, copied)))
+            worst = drop.high if end == "worst" else drop.mean
+            if least is None or worst < (least.high if end == "worst" else least.mean):
+                least = drop
+            if progress is not None:
+                progress(f"{size:,} bytes, {drop}, at most {most:g} wanted")
+            return worst <= most, float(size), (Trial(log_price, float(size), trial), drop)
+
+        found = search_accepted(attempt, -DROP_START if self.plan.shared else self._first_guess(DROP_START))
+        if found is None:
+            raise TargetError(f"a drop of at most {most:g} points is out of reach: the best was {least}. "
+                              + ("More samples make the interval narrower, or let its mean count (drop_end)"
+                                 if end == "worst" else "The network itself may be what differs"))
+        best, drop = found
+        counted = "the worst end of the interval counts" if end == "worst" else "the mean counts, not the interval"
+        self.notes.append(f"{drop}; {counted}")
+        return replace(self._packed(best), drop=drop.as_dict())
 
     def _encode(self, log_price: float, measure: bool = False) -> _Trial:
         snr = None

@@ -21,6 +21,7 @@ class Packed:
     * `decisions`: weight name -> how it is coded and what the other ways would have cost, as plain data, where
       several were tried: tool, label, weights, bits (per weight, all included), side_bits (of them for bases and
       codebooks), distortion, losers: [label, J over the winner's J].
+    * `drop`: of a file with a bound on it, what was measured: `tersor.evaluate.Drop` as plain data.
     """
 
     data: bytes = field(repr=False)
@@ -30,6 +31,7 @@ class Packed:
     weight_bytes: int = 0
     notes: list[str] = field(default_factory=list)
     decisions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    drop: dict[str, float | int] | None = None
 
     @property
     def size(self) -> int:
@@ -68,4 +70,5 @@ class Packed:
             "side_bytes": self.size - header - self.weight_bytes, "bytes_by_tool": by_tool,
             "bits_per_weight": self.bits_per_weight, "parameters": self.parameters,
             "lambda": self.price, "snr_db": self.snr, "notes": list(self.notes), "decisions": dict(self.decisions),
+            "drop": self.drop,
         }
