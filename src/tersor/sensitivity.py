@@ -23,17 +23,22 @@ from .adapters.calls import undisturbed
 from .adapters.module import inventory_of_module
 from .adapters.trace import trace
 from .calibration.accumulators import MAX_FULL, Options
-from .calibration.batches import Samples, read_batches
+from .calibration.batches import Samples, device_of, read_batches
 from .calibration.run import Run
 from .errors import StatisticsError
+from .parallel import Team, everybody
 from .statistics import Statistics, digests
+
+PROBE = 4
+"""Images that tell the sums' units."""
 
 __all__ = ["Statistics", "calibrate", "memory_needed"]
 
 
 def calibrate(model: nn.Module, batches: Iterable[Any] | Tensor, *, vectors: int = 1, keep: int = 320,
               max_positions: int | None = None, seed: int = 0, output: Callable[[Any], Tensor] | None = None,
-              progress: Callable[[int], None] | None = None, budget: int = 256 << 20) -> Statistics:
+              progress: Callable[[int], None] | None = None, budget: int = 256 << 20,
+              team: Team | None = None) -> Statistics:
     """Measure `Statistics` of `model` on calibration batches (training images, never the test images).
 
     * `batches`: input tensors [images, ...], or tuples or lists whose first element is the input, or dicts of
@@ -46,35 +51,60 @@ def calibrate(model: nn.Module, batches: Iterable[Any] | Tensor, *, vectors: int
       first axis must be the images; give the logits, before any softmax.
     * `progress`: called with the number of images done after each batch.
     * `budget`: bytes for unfolded patches and weight gradients at a time.
+    * `team`: processes that share the work. None: all of torch.distributed, where it is initialised; all must call.
+      Each gives batches of its own, and all get the same statistics. They are those of one process, bit for bit,
+      if rank r of n gives batches r, r + n, r + 2n ... of that process' list, and all have the same kind of
+      processor and number of threads. `tersor.parallel.ALONE`: this process by itself.
 
     Memory: the activations of one batch as in training, the gradients of all layer outputs, `budget`, and
     `memory_needed(model)` for the sums. The model is run in eval mode and left as it was, also on errors.
 
     Raises `StatisticsError`, naming the layer where there is one: no images; NaN or infinity; a layer that
-    takes part in the forward but gets no gradient; an output without one row per image.
+    takes part in the forward but gets no gradient; an output without one row per image. `WorkerError`: another
+    process has died or failed.
     """
     inventory = inventory_of_module(model)
     options = Options(budget, max_positions if max_positions is not None else 1024, seed)
     if vectors < 1 or options.max_positions < 1:
         raise StatisticsError(f"vectors={vectors} and max_positions={options.max_positions}: both must be at "
                               f"least 1")
-    run = Run(model, inventory, options, vectors, output)
+    team = everybody() if team is None else team
+    found = digests(inventory)
     samples = Samples(keep)
-    with torch.inference_mode(False), undisturbed(model):
+    with team.guarded(), torch.inference_mode(False), undisturbed(model):
+        _check_equal(team, [vectors, keep, options, Statistics.fingerprint_of(found)])
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 _require_gradient(parameter)
-        for batch in read_batches(batches, model):
-            if run.images == 0:
-                run.graph = trace(model, inventory, *batch.part(slice(0, 1)).call)
-            samples.add(batch)
-            run.add(batch)
+        run = Run(model, inventory, options, vectors, output, team)
+        source = read_batches(batches, model)
+        batch = next(source, None)
+        first = team.gather(None if batch is None else batch.part(slice(0, PROBE)).to(torch.device("cpu")))[0]
+        if first is None:
+            raise StatisticsError("there are no calibration images: `batches` is empty, or an iterator that is "
+                                  "used up")
+        first = first.to(device_of(model))
+        run.graph = team.broadcast(trace(model, inventory, *first.part(slice(0, 1)).call) if team.rank == 0 else None)
+        run.begin(first)
+        while any(team.gather(batch is not None)):
+            number = run.add(batch)
+            if batch is not None:
+                samples.add(batch, number)
             if progress is not None:
                 progress(run.images)
-    if run.images == 0:
-        raise StatisticsError("there are no calibration images: `batches` is empty, or an iterator that is "
-                              "used up")
-    return run.statistics(digests(inventory), samples.stacked())
+            batch = next(source, None)
+        run.join()
+        samples.join(team)
+        return run.statistics(found, samples.stacked())
+
+
+def _check_equal(team: Team, what: list[Any]) -> None:
+    """Raise `StatisticsError` unless all processes have the same options and the same model."""
+    for rank, other in enumerate(team.gather(what)):
+        if other != what:
+            different = "another model" if other[:-1] == what[:-1] else "other options"
+            raise StatisticsError(f"rank {rank} calibrates with {different} than rank {team.rank}; give all processes "
+                                  f"the same")
 
 
 def memory_needed(model: nn.Module) -> int:

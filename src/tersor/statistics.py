@@ -128,7 +128,12 @@ class Statistics:
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of the model: of all names and digests in order."""
-        lines = [f"{name} {digest}\n" for name, digest in sorted(self.digests.items())]
+        return self.fingerprint_of(self.digests)
+
+    @staticmethod
+    def fingerprint_of(digests: Mapping[str, str]) -> str:
+        """The same from the digests of a model's tensors."""
+        lines = [f"{name} {digest}\n" for name, digest in sorted(digests.items())]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def check(self, inventory: Inventory) -> None:

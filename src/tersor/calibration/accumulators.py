@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..statistics import BatchNormStatistics, Coherent, Floats, LayerStatistics
+from .exact import Sum
 from .uses import BatchNormUse, DenseUse, LookupUse
 
 MAX_FULL = 8192
@@ -30,45 +31,56 @@ class Options:
 
 @dataclass
 class Moments:
-    """Sums in float64: u u^T [groups, n, n], u [groups, n], g g^T [groups, m, m], gradient norms [groups]; of weight
+    """Sums: u u^T [groups, n, n], u [groups, n], g g^T [groups, m, m], gradient norms [groups]; of weight
     gradients D and sums s of g over positions D^T D [groups, n, n] (None where A is diagonal), D^T s, s^T s."""
 
-    A: Tensor
-    mean: Tensor
-    G: Tensor
-    norm: Tensor
-    second: Tensor | None
-    cross: Tensor
-    shift: Tensor
+    A: Sum
+    mean: Sum
+    G: Sum
+    norm: Sum
+    second: Sum | None
+    cross: Sum
+    shift: Sum
     positions: int = 0
 
     @staticmethod
     def zeros(groups: int, n: int, m: int, device: torch.device, diagonal: bool = False) -> Moments:
         """Matrices where they are affordable, else diagonals (always where `diagonal`)."""
-        def square(size: int, thin: bool) -> Tensor:
-            shape = (groups, size) if thin or size > MAX_FULL else (groups, size, size)
-            return torch.zeros(shape, dtype=torch.float64, device=device)
-        def numbers() -> Tensor:
-            return torch.zeros(groups, dtype=torch.float64, device=device)
+        def square(size: int, thin: bool) -> Sum:
+            return Sum.zeros((groups, size) if thin or size > MAX_FULL else (groups, size, size), device)
+        def numbers() -> Sum:
+            return Sum.zeros((groups,), device)
         full = square(n, diagonal)
-        return Moments(full, square(n, True)[:, :n], square(m, False), numbers(),
-                       torch.zeros_like(full) if full.ndim == 3 else None, square(n, True)[:, :n], numbers())
+        return Moments(full, square(n, True), square(m, False), numbers(),
+                       square(n, False) if full.value.ndim == 3 else None, square(n, True), numbers())
+
+    @property
+    def size(self) -> tuple[int, int, int, bool]:
+        """The arguments of `zeros`, but for the device."""
+        groups, n = self.mean.value.shape
+        return groups, n, self.G.value.shape[1], self.second is None
+
+    def sums(self) -> Iterator[tuple[str, Sum]]:
+        """All of them, by name."""
+        for name in ("A", "mean", "G", "norm", "second", "cross", "shift"):
+            if getattr(self, name) is not None:
+                yield name, getattr(self, name)
 
     def add(self, u: Tensor, z: Tensor, scale: float, inputs: bool) -> None:
         """Columns u [groups, n, images, P] (if `inputs`) and z [groups, m, images, P], times `scale`."""
         if inputs:
-            self.A.add_(_square(u, self.A.ndim == 2), alpha=scale)
-            self.mean.add_(u.sum((2, 3)).double(), alpha=scale)
-        self.G.add_(_square(z, self.G.ndim == 2), alpha=scale)
+            self.A.add(_square(u, self.A.value.ndim == 2), scale)
+            self.mean.add(u.sum((2, 3)), scale)
+        self.G.add(_square(z, self.G.value.ndim == 2), scale)
 
     def add_gradients(self, total: Tensor, sums: Tensor) -> None:
         """Weight gradients D [groups, images, m, n] of images, and their s [groups, images, m]."""
-        self.norm += total.square().sum((1, 2, 3)).double()
+        self.norm.add(total.square().sum((1, 2, 3)))
         if self.second is not None:
             flat = total.flatten(1, 2)
-            self.second += flat.transpose(1, 2) @ flat
-            self.cross += (flat.transpose(1, 2) @ sums.flatten(1, 2)[:, :, None])[:, :, 0]
-            self.shift += sums.square().sum((1, 2)).double()
+            self.second.add(flat.transpose(1, 2) @ flat)
+            self.cross.add((flat.transpose(1, 2) @ sums.flatten(1, 2)[:, :, None])[:, :, 0])
+            self.shift.add(sums.square().sum((1, 2)))
 
     def add_positions(self, u: Tensor, z: Tensor) -> None:
         """The same from all columns u, z of images [groups, n or m, images, P], without m x n matrices:
@@ -76,13 +88,13 @@ class Moments:
         gram = z.permute(0, 2, 3, 1) @ z.permute(0, 2, 1, 3)  # [groups, images, P, P]
         columns = u.permute(0, 2, 1, 3)  # [groups, images, n, P]
         if self.second is None:
-            self.norm += (gram * (columns.transpose(2, 3) @ columns)).sum((1, 2, 3)).double()
+            self.norm.add((gram * (columns.transpose(2, 3) @ columns)).sum((1, 2, 3)))
             return
         weighed = columns @ gram
-        self.norm += (weighed * columns).sum((1, 2, 3)).double()
-        self.second += weighed.transpose(1, 2).flatten(2) @ u.flatten(2).transpose(1, 2)
-        self.cross += weighed.sum((1, 3)).double()
-        self.shift += gram.sum((1, 2, 3)).double()
+        self.norm.add((weighed * columns).sum((1, 2, 3)))
+        self.second.add(weighed.transpose(1, 2).flatten(2) @ u.flatten(2).transpose(1, 2))
+        self.cross.add(weighed.sum((1, 3)))
+        self.shift.add(gram.sum((1, 2, 3)))
 
 
 @dataclass
@@ -96,10 +108,10 @@ class LayerAccumulator:
     name: str
     options: Options
     moments: dict[str, Moments] = field(default_factory=dict)
-    chosen: dict[tuple[int, int], torch.Generator] = field(default_factory=dict)
 
-    def add_dense(self, uses: Sequence[DenseUse], grads: Sequence[Tensor], vector: int) -> None:
-        """Calls of this weight in one batch, all with the same `images` and direction; their gradients."""
+    def add_dense(self, uses: Sequence[DenseUse], grads: Sequence[Tensor], vector: int, image: int) -> None:
+        """Calls of this weight in one batch, all with the same `images` and direction; their gradients. image: the
+        number of the batch's first one."""
         groups, images = uses[0].groups, uses[0].images
         sizes = [use.dimensions(grad) for use, grad in zip(uses, grads, strict=True)]
         n, m, _ = sizes[0]
@@ -129,7 +141,8 @@ class LayerAccumulator:
                         sums.add(u, z, 1.0, vector == 0 or words)
                     del u, z
                 if sample:
-                    where = self._choose((index, vector), part.stop - part.start, sizes[index][2], count)
+                    numbers = range(image + part.start, image + part.stop)
+                    where = self._choose((index, vector), numbers, sizes[index][2], count)
                     u, z = use.sampled(grad, part, where.to(grad.device))
                     sums.add(u, z, sizes[index][2] / u.shape[3], vector == 0 or words)
             if isinstance(total, Tensor) and isinstance(directions, Tensor):
@@ -146,36 +159,37 @@ class LayerAccumulator:
         images = torch.cat([part[0] for part in parts])
         keys, inverse = torch.unique(images * words + read, return_inverse=True)
         total = torch.zeros(len(keys), rows.shape[1], dtype=rows.dtype, device=rows.device)
-        sums.norm += total.index_add(0, inverse, rows).square().sum().double()
-        sums.G += _square(rows.T[None], sums.G.ndim == 2)
+        sums.norm.add(total.index_add(0, inverse, rows).square().sum())
+        sums.G.add(_square(rows.T[None], sums.G.value.ndim == 2))
         if vector == 0:
             weight = torch.cat([use.factor for use in uses]).double()
-            sums.A[0].index_add_(0, read, weight.square())
-            sums.mean[0].index_add_(0, read, weight)
+            none = torch.zeros(words, dtype=torch.float64, device=rows.device)
+            sums.A.add(none.index_add(0, read, weight.square()))
+            sums.mean.add(none.index_add(0, read, weight))
             sums.positions += len(read)
 
     def finite(self) -> bool:
         """Whether all sums are finite (a NaN in any input or gradient shows in these two)."""
-        return all(bool(torch.isfinite(s.mean).all() & torch.isfinite(s.norm).all())
+        return all(bool(torch.isfinite(s.mean.value).all() & torch.isfinite(s.norm.value).all())
                    for s in self.moments.values())
 
     def result(self, images: int, vectors: int) -> LayerStatistics:
         """Means over images. An embedding that is also an output layer is the mixture of its two uses."""
         parts = [self.moments[key] for key in sorted(self.moments)]  # "natural" first
-        norms = [part.norm / (images * vectors) for part in parts]
+        norms = [part.norm.value / (images * vectors) for part in parts]
         norm = torch.stack(norms).sum(0)
-        scale = _trace(parts[0].A) / images
-        A, G = torch.zeros_like(parts[0].A), torch.zeros_like(parts[0].G)
+        scale = _trace(parts[0].A.value) / images
+        A, G = torch.zeros_like(parts[0].A.value), torch.zeros_like(parts[0].G.value)
         for part, own in zip(parts, norms, strict=True):
             share = torch.where(norm > 0, own / norm, 1 / len(parts))
-            A += _scaled(part.A, share * scale * _inverse(_trace(part.A)))
-            G += _scaled(part.G, share * norm * _inverse(scale * _trace(part.G)))
+            A += _scaled(part.A.value, share * scale * _inverse(_trace(part.A.value)))
+            G += _scaled(part.G.value, share * norm * _inverse(scale * _trace(part.G.value)))
         # The "inputs" of an output layer seen as an embedding are gradients: they have no mean to take out.
-        mean = parts[0].mean / max(1, parts[0].positions) * ("natural" in self.moments)
+        mean = parts[0].mean.value / max(1, parts[0].positions) * ("natural" in self.moments)
         second, coherent = parts[0].second, None
         if len(parts) == 1 and second is not None:
             numbers = (second, parts[0].cross, parts[0].shift)
-            coherent = Coherent(*(_numpy(part / (images * vectors)) for part in numbers))
+            coherent = Coherent(*(_numpy(part.value / (images * vectors)) for part in numbers))
         return LayerStatistics(A=_numpy(A), mean=_numpy(mean), G=_numpy(G),
                                positions=parts[0].positions / images, images=images, coherent=coherent)
 
@@ -185,13 +199,13 @@ class LayerAccumulator:
             self.moments[key] = Moments.zeros(groups, n, m, device, diagonal)
         return self.moments[key]
 
-    def _choose(self, call: tuple[int, int], images: int, positions: int, count: int) -> Tensor:
+    def _choose(self, call: tuple[int, int], images: Sequence[int], positions: int, count: int) -> Tensor:
         """Random positions [images, count], the same for an image however images are batched."""
-        if call not in self.chosen:
-            seed = zlib.crc32(f"{self.options.seed}/{self.name}/{call}".encode())
-            self.chosen[call] = torch.Generator().manual_seed(seed)
-        return torch.stack([torch.randperm(positions, generator=self.chosen[call])[:count]
-                            for _ in range(images)])
+        chosen, generator = [], torch.Generator()
+        for image in images:
+            generator.manual_seed(zlib.crc32(f"{self.options.seed}/{self.name}/{call}/{image}".encode()))
+            chosen.append(torch.randperm(positions, generator=generator)[:count])
+        return torch.stack(chosen)
 
 
 @dataclass
@@ -200,29 +214,30 @@ class BatchNormAccumulator:
 
     centre: Tensor
     count: int = 0
-    sums: Tensor | None = None  # [5, C]: z, z^2, (gz)^2, gz * g, g^2
+    rows: list[Sum] = field(default_factory=list)  # z, z^2, (gz)^2, gz * g, g^2
+
+    def __post_init__(self) -> None:
+        self.rows = [Sum.zeros(self.centre.shape, self.centre.device) for _ in range(5)]
 
     def add(self, uses: Sequence[BatchNormUse], grads: Sequence[Tensor], vector: int) -> None:
         """All calls of this BatchNorm in one batch that have the same `images`."""
         parts = [use.sums(grad) for use, grad in zip(uses, grads, strict=True)]
         gz, g = (torch.stack([part[i].double() for part in parts]).sum(0) for i in (1, 2))
-        rows = torch.zeros(5, g.shape[1], dtype=torch.float64, device=g.device)
-        rows[2:] = torch.stack([(gz * gz).sum(0), (gz * g).sum(0), (g * g).sum(0)])
+        for row, product in zip(self.rows[2:], (gz * gz, gz * g, g * g), strict=True):
+            row.add(product.sum(0))
         for z, _, _ in parts if vector == 0 else []:
-            rows[0] += z.sum((0, 2)).double()
-            rows[1] += z.square().sum((0, 2)).double()
+            self.rows[0].add(z.sum((0, 2)))
+            self.rows[1].add(z.square().sum((0, 2)))
             self.count += z.shape[0] * z.shape[2]
-        self.sums = rows if self.sums is None else self.sums + rows
 
     def finite(self) -> bool:
         """Whether all sums are finite."""
-        return self.sums is None or bool(torch.isfinite(self.sums).all())
+        return all(bool(torch.isfinite(row.value).all()) for row in self.rows)
 
     def result(self, images: int, vectors: int) -> BatchNormStatistics:
         """Means over positions, and over images and vectors."""
-        sums = self.sums if self.sums is not None else torch.zeros(5, *self.centre.shape)
-        z, square = sums[:2] / max(1, self.count)
-        gz2, cross, g2 = sums[2:] / (images * vectors)
+        z, square = (row.value / max(1, self.count) for row in self.rows[:2])
+        gz2, cross, g2 = (row.value / (images * vectors) for row in self.rows[2:])
         # (sum_p g (z - mean))^2, expanded: the mean is only known now.
         scale = (gz2 - 2 * z * cross + z * z * g2).clamp(min=0)
         return BatchNormStatistics(
@@ -234,15 +249,15 @@ class BatchNormAccumulator:
 class VectorAccumulator:
     """Sum over images of the squared gradient of one parameter, elementwise, float64."""
 
-    sums: Tensor
+    sums: Sum
 
     def add(self, per_image: Tensor) -> None:
         """per_image [images, *shape of the parameter]."""
-        self.sums += per_image.double().square().sum(0).reshape(self.sums.shape)
+        self.sums.add(per_image.double().square().sum(0))
 
     def result(self, images: int, vectors: int) -> Floats:
         """Mean over `images` and `vectors`."""
-        return _numpy(self.sums / (images * vectors))
+        return _numpy(self.sums.value / (images * vectors))
 
 
 def _square(columns: Tensor, diagonal: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..adapters.calls import tensors_in
 from ..errors import StatisticsError
+from ..parallel import Team
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,13 @@ class Batch:
 
     call: tuple[tuple[Any, ...], dict[str, Any]]
     images: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        args, kwargs = self.call
+        moved = tuple(value.to(device) if isinstance(value, Tensor) else value for value in args)
+        return Batch((moved, {key: value.to(device) if isinstance(value, Tensor) else value
+                              for key, value in kwargs.items()}), self.images)
 
     def part(self, images: slice) -> Batch:
         """Some of the images: every tensor whose first axis is the images is cut."""
@@ -32,8 +41,7 @@ class Batch:
 
 def read_batches(batches: Iterable[Any] | Tensor, model: nn.Module) -> Iterator[Batch]:
     """Batches as calls of the model, on its device; empty batches are passed over."""
-    first = next(iter(tensors_in([list(model.parameters()), list(model.buffers())])), None)
-    device = first.device if first is not None else torch.device("cpu")
+    device = device_of(model)
 
     def ready(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -57,34 +65,45 @@ def read_batches(batches: Iterable[Any] | Tensor, model: nn.Module) -> Iterator[
             yield Batch((args, kwargs), len(tensor))
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's first parameter or buffer is."""
+    first = next(iter(tensors_in([list(model.parameters()), list(model.buffers())])), None)
+    return first.device if first is not None else torch.device("cpu")
+
+
 @dataclass
 class Samples:
-    """The first `keep` inputs, as long as they have one shape."""
+    """The first `keep` inputs, of however many processes, as long as they have one shape."""
 
     keep: int
-    parts: list[dict[str, Tensor]] = field(default_factory=list)
-    count: int = 0
+    parts: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list)  # number of the first image, inputs
     keyword: bool = False
 
-    def add(self, batch: Batch) -> None:
-        """Keep what is still wanted of this batch."""
-        if self.count >= self.keep:
+    def add(self, batch: Batch, first: int) -> None:
+        """Keep what is wanted of a batch that begins with image number `first`."""
+        if first >= self.keep:
             return
-        args, kwargs = batch.part(slice(0, self.keep - self.count)).call
+        args, kwargs = batch.part(slice(0, self.keep - first)).call
         self.keyword = not args
         part = {key: value.detach().cpu().clone() for key, value in (kwargs or {"input": args[0]}).items()
                 if isinstance(value, Tensor)}
-        if self.parts and _shapes(part) != _shapes(self.parts[0]):
-            self.keep = self.count  # images of several sizes cannot be one tensor
-            return
-        self.parts.append(part)
-        self.count += len(next(iter(part.values())))
+        self.parts.append((first, part))
+
+    def join(self, team: Team) -> None:
+        """The samples of all processes, on all of them."""
+        found = team.gather((self.parts, self.keyword))
+        self.parts = sorted((part for parts, _ in found for part in parts), key=lambda part: part[0])
+        self.keyword = any(keyword for _, keyword in found)
 
     def stacked(self) -> Tensor | dict[str, Tensor] | None:
         """One tensor [count, ...] on the CPU, or a dict of them for batches of keyword arguments."""
         if not self.parts:
             return None
-        whole = {key: torch.cat([part[key] for part in self.parts]) for key in self.parts[0]}
+        wanted = _shapes(self.parts[0][1])
+        # Images of several sizes cannot be one tensor: those before the first other size.
+        alike = itertools.takewhile(lambda part: _shapes(part) == wanted, (part for _, part in self.parts))
+        chosen = list(alike)
+        whole = {key: torch.cat([part[key] for part in chosen]) for key in wanted}
         return whole if self.keyword else whole["input"]
 
 

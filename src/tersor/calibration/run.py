@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,9 +12,11 @@ from torch.autograd.graph import GradientEdge
 from ..adapters.calls import names_by_id, tensors_in
 from ..adapters.inventory import Graph, Inventory
 from ..errors import StatisticsError
+from ..parallel import ALONE, Team
 from ..statistics import Statistics
-from .accumulators import BatchNormAccumulator, LayerAccumulator, Options, VectorAccumulator
+from .accumulators import BatchNormAccumulator, LayerAccumulator, Moments, Options, VectorAccumulator
 from .batches import Batch
+from .exact import Sum
 from .uses import BatchNormUse, DenseUse, LookupUse, Recorder, Use
 
 SINGLE_IMAGES = 64
@@ -24,55 +26,158 @@ Pair = tuple[Use, Tensor]
 
 
 class Run:
-    """The state of one calibration."""
+    """The state of one calibration: of this process' batches until `join`, then of those of all."""
 
     def __init__(self, model: nn.Module, inventory: Inventory, options: Options, vectors: int,
-                 output: Callable[[Any], Tensor] | None) -> None:
+                 output: Callable[[Any], Tensor] | None, team: Team = ALONE) -> None:
         self.model, self.inventory, self.options = model, inventory, options
-        self.vectors, self.output = vectors, output
+        self.vectors, self.output, self.team = vectors, output, team
         self.recorder = Recorder(inventory, names_by_id(model, inventory))
         self.generator = torch.Generator().manual_seed(options.seed)
         self.graph = Graph(reason="not traced")
-        self.images = 0
+        self.images = 0  # of all processes
         self.single_images = 0
         self.layers: dict[str, LayerAccumulator] = {}
         self.batchnorms: dict[str, BatchNormAccumulator] = {}
         self.biases: dict[str, VectorAccumulator] = {}
-        self.others: dict[str, VectorAccumulator] = {}
+        self.others: dict[str, VectorAccumulator] | None = None  # not known yet
         self.reached: set[str] = set()
         self.parameters = {name: p for name, p in model.named_parameters()
                            if name in inventory.tensors and p.is_floating_point() and p.numel() > 0}
 
-    def add(self, batch: Batch) -> None:
-        """One batch: forward, `vectors` backward passes, and the sums."""
+    def begin(self, probe: Batch) -> None:
+        """Learn from a few images, the same on all processes, what is to be summed and in which units; then forget
+        the sums. (A model that only takes whole batches does without: its sums depend on their order, a little.)"""
+        try:
+            with torch.enable_grad():
+                uses, y = self._forward(probe)
+                self._backward(probe, uses, y, self._drawn(len(y), y.shape[1:]), 0)
+        except Exception:
+            self.layers, self.batchnorms, self.biases, self.others = {}, {}, {}, None
+        for _, total in self.sums():
+            total.begin()
+        for layer in self.layers.values():
+            for moments in layer.moments.values():
+                moments.positions = 0
+        for bn in self.batchnorms.values():
+            bn.count = 0
+        self.single_images, self.reached = 0, set()
+        self.generator.manual_seed(self.options.seed)
+
+    def add(self, batch: Batch | None) -> int:
+        """One batch of each process, None where there are none left: forward, `vectors` backward passes, sums.
+
+        Returns the number of the batch's first image, counted over the batches of ranks 0, 1 ... in turn.
+        """
+        if batch is None:
+            return self._places(None)[1]
         with torch.enable_grad():
-            with self.recorder.batch(batch.images) as uses:
-                result = self.model(*batch.call[0], **batch.call[1])
-            y = self._output(result, batch.images)
-            if not bool(torch.isfinite(y).all()):
-                raise StatisticsError(self._blame(uses, "the model's output"))
-            signs = self._signs(y)
-            for v in range(self.vectors):
-                grads = self._gradients(y, uses, signs[v], keep=v + 1 < self.vectors)
-                for pairs in _by_target(zip(uses, grads, strict=True)):
-                    self._accumulate(pairs, v)
-                self._add_biases(list(zip(uses, grads, strict=True)))
-            del y, result
-            everything: list[tuple[str, LayerAccumulator | BatchNormAccumulator]] = [
-                *self.layers.items(), *self.batchnorms.items()]
-            for name, sums in everything:
-                if not sums.finite():
-                    raise StatisticsError(self._blame(uses, f"{name}: its input or its gradient"))
-            uses.clear()
-            self._single_images(batch, signs)
-        self.images += batch.images
+            uses, y = self._forward(batch)
+            signs, first = self._places(y)
+            self._backward(batch, uses, y, signs, first)
+        return first
+
+    def _places(self, y: Tensor | None) -> tuple[Tensor, int]:
+        """The signs of this process' outputs and the number of its first image. Those of the other processes are
+        drawn as well, so that signs belong to images, however these are shared out."""
+        own, first = torch.zeros(0), self.images
+        shapes = self.team.gather(None if y is None else tuple(y.shape))
+        for rank, shape in enumerate(shape or (0,) for shape in shapes):
+            if rank == self.team.rank:
+                first = self.images
+            if y is not None:  # who has no batches left needs no more signs
+                drawn = self._drawn(shape[0], shape[1:])
+                own = drawn if rank == self.team.rank else own
+            self.images += shape[0]
+        return own, first
+
+    def _forward(self, batch: Batch) -> tuple[list[Use], Tensor]:
+        """The uses of weights in one batch, and the output."""
+        with self.recorder.batch(batch.images) as uses:
+            result = self.model(*batch.call[0], **batch.call[1])
+        y = self._output(result, batch.images)
+        if not bool(torch.isfinite(y).all()):
+            raise StatisticsError(self._blame(uses, "the model's output"))
+        return uses, y
+
+    def _backward(self, batch: Batch, uses: list[Use], y: Tensor, signs: Tensor, first: int) -> None:
+        """Add one batch of this process; first: the number of its first image."""
+        signs = signs.to(y.device, y.dtype)
+        for v in range(self.vectors):
+            grads = self._gradients(y, uses, signs[v], keep=v + 1 < self.vectors)
+            for pairs in _by_target(zip(uses, grads, strict=True)):
+                self._accumulate(pairs, v, first)
+            self._add_biases(list(zip(uses, grads, strict=True)))
+        del y
+        everything: list[tuple[str, LayerAccumulator | BatchNormAccumulator]] = [
+            *self.layers.items(), *self.batchnorms.items()]
+        for name, sums in everything:
+            if not sums.finite():
+                raise StatisticsError(self._blame(uses, f"{name}: its input or its gradient"))
+        uses.clear()
+        self._single_images(batch, signs, first)
+
+    def sums(self) -> Iterator[tuple[str, Sum]]:
+        """All sums, by a name that is the same on every process."""
+        for name, layer in self.layers.items():
+            for key, moments in layer.moments.items():
+                yield from ((f"layer/{name}/{key}/{part}", total) for part, total in moments.sums())
+        for name, bn in self.batchnorms.items():
+            yield from ((f"batchnorm/{name}/{row}", total) for row, total in enumerate(bn.rows))
+        yield from ((f"bias/{name}", vector.sums) for name, vector in self.biases.items())
+        yield from ((f"other/{name}", vector.sums) for name, vector in (self.others or {}).items())
+
+    def join(self) -> None:
+        """Add up the sums of all processes: afterwards all have the same."""
+        if self.team.is_alone:
+            return
+        for found in self.team.gather(self._described()):
+            self._make_room(found)
+        for _, total in sorted(self.sums(), key=lambda item: item[0]):
+            self.team.add(total.value)
+        counts = self.team.gather(([moments.positions for _, moments in self._all_moments()],
+                                   [bn.count for _, bn in sorted(self.batchnorms.items())], self.single_images))
+        for (_, moments), column in zip(self._all_moments(), zip(*(c[0] for c in counts), strict=True), strict=True):
+            moments.positions = sum(column)
+        for (_, bn), column in zip(sorted(self.batchnorms.items()), zip(*(c[1] for c in counts), strict=True),
+                                   strict=True):
+            bn.count = sum(column)
+        self.single_images = sum(c[2] for c in counts)
+
+    def _all_moments(self) -> list[tuple[tuple[str, str], Moments]]:
+        return sorted(((name, key), moments) for name, layer in self.layers.items()
+                      for key, moments in layer.moments.items())
+
+    def _described(self) -> dict[str, Any]:
+        """What this process has sums of."""
+        return {"moments": [(name, key, moments.size) for (name, key), moments in self._all_moments()],
+                "batchnorms": sorted(self.batchnorms), "biases": sorted(self.biases),
+                "others": sorted(self.others or {}), "reached": self.reached, "odd": self.recorder.odd}
+
+    def _make_room(self, found: Mapping[str, Any]) -> None:
+        """Sums for what another process has met (data may choose the way through a model)."""
+        device = next(iter(self.parameters.values())).device if self.parameters else torch.device("cpu")
+        for name, key, (groups, n, m, diagonal) in found["moments"]:
+            layer = self.layers.setdefault(name, LayerAccumulator(name, self.options))
+            if key not in layer.moments:
+                layer.moments[key] = Moments.zeros(groups, n, m, device, diagonal)
+        centres = {bn.prefix: bn.running_mean for bn in self.inventory.batchnorms}
+        buffers = dict(self.model.named_buffers())
+        for prefix in found["batchnorms"]:
+            self.batchnorms.setdefault(prefix, BatchNormAccumulator(buffers[centres[prefix]].detach().clone()))
+        self.others = {} if self.others is None else self.others
+        for name in (*found["biases"], *found["others"]):
+            home = self.biases if name in found["biases"] else self.others
+            home.setdefault(name, VectorAccumulator(Sum.zeros(self.parameters[name].shape, device)))
+        self.reached |= found["reached"]
+        self.recorder.odd |= found["odd"]
 
     def statistics(self, found: dict[str, str], samples: Tensor | dict[str, Tensor] | None) -> Statistics:
         """The sums as means over images and vectors; `found` are the digests of the model."""
         images, vectors = self.images, self.vectors
         layers = {name: sums for name, sums in self.layers.items() if name not in self.recorder.odd}
         measured = {*layers, *self.biases}
-        others = {name: sums for name, sums in self.others.items() if name not in measured}
+        others = {name: sums for name, sums in (self.others or {}).items() if name not in measured}
         vector = {name: sums.result(images, vectors) for name, sums in self.biases.items()}
         vector |= {name: sums.result(self.single_images, vectors)
                    for name, sums in others.items() if name in self.reached}
@@ -97,10 +202,10 @@ class Run:
                                   f"of the {images} images; choose one by output=lambda result: ...")
         return y
 
-    def _signs(self, y: Tensor) -> Tensor:
-        """Random +-1 [vectors, *y.shape], drawn image by image: the same however images are batched."""
-        drawn = [torch.randint(0, 2, (self.vectors, *y.shape[1:]), generator=self.generator) for _ in y]
-        return (torch.stack(drawn, 1) * 2 - 1).to(y.device, y.dtype)
+    def _drawn(self, images: int, shape: Sequence[int]) -> Tensor:
+        """Random +-1 [vectors, images, *shape], drawn image by image: the same however images are batched."""
+        drawn = [torch.randint(0, 2, (self.vectors, *shape), generator=self.generator) for _ in range(images)]
+        return torch.stack(drawn, 1) * 2 - 1 if drawn else torch.zeros(self.vectors, 0, *shape)
 
     def _gradients(self, y: Tensor, uses: Sequence[Use], sign: Tensor, keep: bool) -> list[Tensor | None]:
         """d(v.y) / d(what came out) of each use; every weight must get one at least."""
@@ -122,7 +227,7 @@ class Run:
                     f"or feeds an output that is not measured; then give an output= that joins all outputs")
         return [None if grad is None else grad.detach() for grad in grads]
 
-    def _accumulate(self, pairs: list[Pair], vector: int) -> None:
+    def _accumulate(self, pairs: list[Pair], vector: int, first: int) -> None:
         """All uses of one weight or BatchNorm that have the same number of images."""
         use = pairs[0][0]
         name = use.name
@@ -132,7 +237,7 @@ class Run:
             return
         layer = self.layers.setdefault(name, LayerAccumulator(name, self.options))
         if isinstance(use, DenseUse):
-            layer.add_dense([cast(DenseUse, u) for u, _ in pairs], [g for _, g in pairs], vector)
+            layer.add_dense([cast(DenseUse, u) for u, _ in pairs], [g for _, g in pairs], vector, first)
         else:
             words = self.parameters[name].shape[0]
             layer.add_lookup([cast(LookupUse, u) for u, _ in pairs], [g for _, g in pairs], words, vector)
@@ -146,20 +251,19 @@ class Run:
                 found[key] = found[key] + value if key in found else value
         for (name, _), value in found.items():
             if name not in self.biases:
-                zeros = torch.zeros(self.parameters[name].shape, dtype=torch.float64, device=value.device)
-                self.biases[name] = VectorAccumulator(zeros)
+                self.biases[name] = VectorAccumulator(Sum.zeros(self.parameters[name].shape, value.device))
             self.biases[name].add(value)
 
-    def _single_images(self, batch: Batch, signs: Tensor) -> None:
+    def _single_images(self, batch: Batch, signs: Tensor, first: int) -> None:
         """Gradients of all parameters that no use stands for, image by image, of the first images only."""
-        if self.images == 0:
+        if self.others is None:
             norms = {name for bn in self.inventory.batchnorms for name in bn.names
                      if bn.prefix in self.batchnorms}
             covered = ({*self.layers} - self.recorder.odd) | {*self.biases} | norms
-            self.others = {name: VectorAccumulator(torch.zeros_like(p, dtype=torch.float64).detach())
+            self.others = {name: VectorAccumulator(Sum.zeros(p.shape, p.device))
                            for name, p in self.parameters.items() if name not in covered}
         wanted = [self.parameters[name] for name in self.others]
-        for i in range(min(batch.images, SINGLE_IMAGES - self.single_images) if wanted else 0):
+        for i in range(min(batch.images, SINGLE_IMAGES - first) if wanted else 0):
             args, kwargs = batch.part(slice(i, i + 1)).call
             y = self._output(self.model(*args, **kwargs), 1)
             for v in range(self.vectors if y.requires_grad else 0):
@@ -171,7 +275,7 @@ class Run:
                         self.others[name].add(grad[None])
             self.single_images += 1
         for name, sums in self.others.items():
-            if not bool(torch.isfinite(sums.sums).all()):
+            if not bool(torch.isfinite(sums.sums.value).all()):
                 raise StatisticsError(f"{name}: its gradient is NaN or infinite")
 
     def _blame(self, uses: Sequence[Use], otherwise: str) -> str:

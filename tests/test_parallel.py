@@ -1,0 +1,138 @@
+"""Several processes under torch.distributed: the same statistics as from one, and a clear end when one is lost."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+import torch.distributed as dist  # noqa: E402
+from encoder_models import Residual, Words, seeded  # noqa: E402
+from parallel_team import run  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from tersor import parallel  # noqa: E402
+from tersor.calibration.exact import Sum  # noqa: E402
+from tersor.errors import StatisticsError, WorkerError  # noqa: E402
+from tersor.parallel import ALONE, Team, everybody  # noqa: E402
+from tersor.sensitivity import calibrate  # noqa: E402
+from tersor.statistics import Statistics  # noqa: E402
+
+
+def networks() -> dict[str, tuple[nn.Module, list[Tensor]]]:
+    """Models with seven batches of unequal sizes each."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = (5, 4, 6, 3, 5, 2, 4)
+    images = [torch.randn(size, 3, 8, 8, generator=generator) * 10.0 ** (i - 3) for i, size in enumerate(sizes)]
+    words = [torch.randint(0, 50, (size, 9), generator=generator) for size in sizes]
+    return {"residual": (seeded(Residual), images), "words": (seeded(Words), words)}
+
+
+def measured(team: Team, share: slice) -> dict[str, Statistics]:
+    """Statistics of both; few positions, several random vectors, fewer samples than images."""
+    return {name: calibrate(model, batches[share], vectors=2, keep=13, max_positions=20, team=team)
+            for name, (model, batches) in networks().items()}
+
+
+def test_sums_do_not_depend_on_order_or_grouping() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, 50, 50, generator=generator).exp() * 10.0**k for k in (-3, 0, -6, -9, 2, 1, -1)]
+
+    def total(order: list[int]) -> Tensor:
+        found = Sum.zeros((2, 50, 50))
+        found.add(parts[1])
+        found.begin()
+        for i in order:
+            found.add(parts[i], 0.3)
+        return found.value
+
+    forwards, backwards = total([0, 1, 2, 3, 4, 5, 6]), total([6, 5, 4, 3, 2, 1, 0])
+    assert torch.equal(forwards, backwards)
+    assert torch.equal(forwards, total([4, 2, 0]) + total([1, 3, 5, 6]))
+    exact = 0.3 * torch.stack(parts).double().sum(0)
+    assert float(((forwards - exact) / exact).abs().max()) < 1e-8
+    plain = [torch.stack([parts[i].double() * 0.3 for i in order]) for order in ([0, 1, 2, 3], [3, 2, 1, 0])]
+    assert not torch.equal(*(sum(part) for part in plain)), "the test would pass anyway"
+
+
+def test_sums_without_a_unit_are_plain() -> None:
+    found = Sum.zeros(())
+    found.begin()
+    found.add(torch.tensor(0.1, dtype=torch.float64))
+    assert found.unit == 0.0 and float(found.value) == 0.1
+    broken = Sum(torch.tensor([float("inf")], dtype=torch.float64))
+    broken.begin()
+    assert broken.unit == 0.0 and float(broken.value) == 0.0
+
+
+def test_alone() -> None:
+    assert everybody() is ALONE and ALONE.is_alone
+    assert ALONE.gather(3) == [3] and ALONE.broadcast("x") == "x"
+    x = torch.ones(3)
+    ALONE.add(x)
+    assert x.tolist() == [1, 1, 1]
+
+
+def batches_until(wanted: int, action: Any) -> Any:
+    """Small batches; before number `wanted`, something happens."""
+    for number in range(4):
+        if number == wanted:
+            action()
+        yield torch.full((2, 4), 1.0 + number)
+
+
+def ended(team: Team, batches: Any, model: nn.Module | None = None) -> str:
+    """How a calibration ends, and after how many seconds since the last batch."""
+    try:
+        calibrate(model or nn.Linear(4, 3), batches, team=team)
+    except (StatisticsError, WorkerError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "well"
+
+
+def work(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """What each of three processes does: statistics, then three bad ends."""
+    groups = [dist.new_group([0, 1]), *(dist.new_group() for _ in range(3))]
+    if rank < 2:
+        for name, stats in measured(Team(rank, 2, groups[0], number=101), slice(rank, None, 2)).items():
+            stats.save(folder / f"{name}-2-{rank}")
+    for name, stats in measured(everybody(), slice(rank, None, size)).items():
+        stats.save(folder / f"{name}-3-{rank}")
+    found: dict[str, Any] = {}
+    torch.manual_seed(0)
+    model, bad = nn.Linear(4, 3), torch.full((2, 4), float("nan"))
+    # One batch is enough for three.
+    found["few"] = calibrate(model, [torch.ones(2, 4)] if rank == 0 else []).images
+    found["another model"] = ended(Team(rank, size, groups[1], number=102), [bad], nn.Linear(4, 3 + (rank == 1)))
+    team = Team(rank, size, groups[2], number=103)
+    found["NaN"] = ended(team, [torch.ones(2, 4), bad if rank == 1 else torch.ones(2, 4)], model)
+    found["again"] = ended(team, [torch.ones(2, 4)], model)
+    parallel.GRACE = 2.0
+    team = Team(rank, size, groups[3], number=104)
+    found["killed"] = ended(team, batches_until(2 if rank == 2 else -1, lambda: os._exit(9)), model)
+    return found
+
+
+def test_the_same_statistics_from_one_two_and_three_processes_and_clear_ends(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    alone = measured(ALONE, slice(None))
+    results = run(work, 3, tmp_path, tmp_path)
+    for name, stats in alone.items():
+        stats.save(tmp_path / "alone")
+        expected = (tmp_path / "alone").read_bytes()
+        assert stats.images == 29 and stats.samples is not None and len(stats.samples) == 13
+        for place in ("2-0", "2-1", "3-0", "3-1", "3-2"):
+            assert (tmp_path / f"{name}-{place}").read_bytes() == expected, (name, place)
+    first, second, killed = results
+    assert isinstance(first, dict) and isinstance(second, dict), results
+    assert killed is None, "it has left no word"
+    assert first["few"] == second["few"] == 2
+    assert first["another model"].startswith("StatisticsError: rank 1 calibrates with another model than rank 0")
+    assert "NaN or infinity" in second["NaN"] and second["NaN"].startswith("StatisticsError")
+    assert first["NaN"].startswith("WorkerError: rank 0 of 3: rank 1 has stopped: StatisticsError: weight: the input")
+    for result in (first, second):
+        assert result["again"].startswith("WorkerError") and "start the job again" in result["again"]
+        assert result["killed"].startswith("WorkerError") and ": rank 2 died or does not answer" in result["killed"]
