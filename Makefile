@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 # One thread each: two threads on a busy machine can be ten times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format docs clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -26,8 +26,11 @@ lint: $(READY)  ## check style (ruff) and types (mypy --strict)
 format: $(READY)  ## sort imports and apply ruff's safe fixes
 	$(BIN)/ruff check --fix .
 
+docs: $(READY)  ## build the documentation site in site/
+	$(BIN)/zensical build --strict
+
 clean:  ## remove .venv and everything that was built
-	rm -rf $(VENV) build dist demo-out src/*.egg-info src/tersor/*.so
+	rm -rf $(VENV) build dist demo-out site .cache src/*.egg-info src/tersor/*.so
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
