@@ -95,6 +95,8 @@ BAD: dict[str, tuple[bytes, type[TersorError], str]] = {
                         FormatError, "bit depths"),
     "transform-step": (tiny_file(head((0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (28801, 7), (0, 8), (0, 8), (-1, 10),
                                       (0, 13)), tool=5), FormatError, "beyond the grid"),
+    "transform-blocks": (tiny_file(head((2, 0), (0, 1), (0, 2), (0, 3), (0, 4), (2, 14), (15, 14), (15, 14), (0, 14)),
+                                   tool=5), FormatError, "256 blocks"),
     "transform-too-short": (tiny_file(head((2, 0), (0, 1), (0, 2), (0, 3), (0, 4), (0, 14), (0, 14), (9, 15), (0, 7)),
                                       tool=5), FormatError, "block"),
     "kernels-of-integers": (tiny_file(head((0, 0)), tool=6, dtypes=(1,)), FormatError, "kernel section"),

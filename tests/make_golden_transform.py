@@ -16,8 +16,7 @@ from tersor.bitstream.container import to_bytes
 from tersor.bitstream.manifest import TensorRecord
 from tersor.synthesis import transform
 from tersor.synthesis.scalar import ScalarCode
-from tersor.synthesis.transform import FAST, FIXED, SMALL, BlockCode, Dct, TransformCode
-from tersor.synthesis.transform_blocks import areas
+from tersor.synthesis.transform import FAST, FIXED, SMALL, BlockCode, Cuts, Dct, TransformCode
 from tersor.synthesis.transform_heads import Code
 
 Member = tuple[str, str, Shape, TransformCode]
@@ -41,11 +40,24 @@ def block_matrix(seed: int, rows: int, columns: int, unit: int = 1) -> BlockCode
     axis, blocks = seed % 2, 1 + seed % 17
     depths = rng.integers(0, 17, blocks) if seed % 5 == 0 else rng.integers(0, 6, blocks)
     q = np.zeros((rows, columns), np.int32)
-    for area, depth in zip(areas(q.shape, blocks, axis, unit), depths.tolist(), strict=True):
+    return _filled(rng, q, depths, Cuts(channels=blocks, unit=unit) if axis else Cuts(rows=blocks, unit=unit))
+
+
+def grid_matrix(seed: int, rows: int, columns: int, unit: int = 1) -> BlockCode:
+    """Integers in blocks along rows, channels and taps at once, some of them empty."""
+    rng = np.random.default_rng(seed)
+    parts = rng.permutation([1 + seed % 2, 1 + seed % 5, min(unit, 9) + seed % 3])
+    depths = rng.integers(0, 7, int(parts.prod()))
+    return _filled(rng, np.zeros((rows, columns), np.int32), depths, Cuts(*parts.tolist(), unit=unit))
+
+
+def _filled(rng: np.random.Generator, q: np.ndarray, depths: np.ndarray, cuts: Cuts) -> BlockCode:
+    view = cuts.view(q)
+    for box, depth in zip(cuts.boxes(q.shape), depths.tolist(), strict=True):
         half = 1 << depth >> 1
-        q[area] = rng.integers(-half, half, q[area].shape) if depth else 0
-    steps = np.where(depths > 0, rng.integers(-200, -100, blocks) - 16 * depths, 0)
-    return BlockCode(q, depths, steps, axis, unit)
+        view[box] = rng.integers(-half, half, view[box].shape) if depth else 0
+    steps = np.where(depths > 0, rng.integers(-200, -100, len(depths)) - 16 * depths, 0)
+    return BlockCode(q, depths, steps, cuts)
 
 
 def code(make: Maker, seed: int, shape: Shape, *, rows: int | None = None, channels: int | None = None,
@@ -149,8 +161,10 @@ def extremes() -> bytes:
         made.append(([(f"fine{mode}", "F32", (8, 3, 3, 3), fine), (f"coarse{mode}", "F64", (4, 5), coarse),
                       (f"under{mode}", "F64", (3, 4), under), (f"signs{mode}", "F32", (3, 4), TransformCode(tiny)),
                       (f"flushed{mode}", "F32", (3, 4), flushed)], mode, 0))
-    deep = BlockCode(np.array([[-32768, 32767, 5], [0, 1, -2]], np.int32), np.array([16, 2]), np.array([-900, 700]))
-    many = BlockCode(np.zeros((2, 3), np.int32), np.zeros(255, np.int64), np.zeros(255, np.int64), 1)
+    deep = BlockCode(np.array([[-32768, 32767, 5], [0, 1, -2]], np.int32), np.array([16, 2]), np.array([-900, 700]),
+                     Cuts(rows=2))
+    many = BlockCode(np.zeros((2, 3), np.int32), np.zeros(255, np.int64), np.zeros(255, np.int64),
+                     Cuts(channels=255))
     made.append(([("deep", "F32", (2, 3), TransformCode(deep)), ("many", "F32", (2, 3), TransformCode(many))],
                  FIXED, 0))
     return sections(*made)
@@ -160,6 +174,7 @@ GOLDEN: dict[str, Callable[[], bytes]] = {
     "transform-fast": lambda: sections((group(scalar_matrix, "fast."), FAST, 0)),
     "transform-small": lambda: sections((group(scalar_matrix, "small."), SMALL, 0)),
     "transform-fixed": lambda: sections((group(block_matrix, "fixed."), FIXED, 0)),
+    "transform-grid": lambda: sections((group(grid_matrix, "grid."), FIXED, 0)),
     "transform-parts": parts,
     "transform-extremes": extremes,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import encoder_models as zoo
 import numpy as np
@@ -20,7 +21,7 @@ from tersor.adapters.replay import Replay
 from tersor.config import Config, LayerConfig, TransformConfig
 from tersor.encoding import Plan
 from tersor.errors import ConfigError, TargetError
-from tersor.synthesis.transform import BlockCode
+from tersor.synthesis.transform import BlockCode, Cuts
 from tersor.tools import block_depths
 from tersor.tools.block_depths import DEEPEST, Table
 from tersor.tools.block_transform import COEFFICIENTS, transform_layer
@@ -77,7 +78,7 @@ def test_the_quantiser_is_the_published_one(values, depth, index):
     step = block_depths.step_value(index)
     half = 2 ** (depth - 1) if depth else 0
     assert np.array_equal(q, np.clip(np.rint(t / step), -half, half - 1) if depth else np.zeros(len(t)))
-    BlockCode(q[None], np.array([depth]), np.array([index])).check()
+    BlockCode(q[None], np.array([depth]), np.array([index]), Cuts()).check()
 
 
 def test_measuring_a_block_by_its_weight_error_finds_good_steps():
@@ -156,18 +157,18 @@ def test_layers_in_blocks(name, transform):
         layer = transform_layer(plan.target(key), config)
         assert np.allclose(layer.tensor(), tensor, atol=1e-9 * np.abs(tensor).max())
         assert layer.parts[-1].name == COEFFICIENTS
-        tables = [block_depths.measure(part.values[area], lambda restored: 1.0, 2.0)
-                  for part in layer.parts for area in part.areas()]
+        tables = [block_depths.measure(part.values[box], lambda restored: 1.0, 2.0)
+                  for part in layer.parts for box in part.boxes()]
         for part in layer.parts:
-            assert 1 <= part.blocks <= 8
-            area = part.areas()[int(generator.integers(part.blocks))]
-            error = generator.standard_normal(part.values[area].shape)
+            rows, channels, taps = part.cuts.rows, part.cuts.channels, part.cuts.taps
+            assert 1 <= rows * channels <= 8 and 1 <= taps <= 16
+            assert part.name != COEFFICIENTS or taps == (part.values.shape[2] if "dct" in transform else taps)
+            box = part.boxes()[int(generator.integers(part.cuts.blocks))]
+            error = generator.standard_normal(part.values[box].shape)
             values = part.values.copy()
-            values[area] += error
-            changed = type(layer)(layer.name, layer.label, layer.shape, tuple(
-                type(p)(p.name, values if p is part else p.values, p.blocks, p.axis, p.unit) for p in layer.parts),
-                layer.dct, layer.joint, layer.swapped)
-            assert np.allclose(layer.tensor() + layer.delta(part, area, error), changed.tensor(), atol=1e-9)
+            values[box] += error
+            changed = replace(layer, parts=tuple(replace(p, values=values) if p is part else p for p in layer.parts))
+            assert np.allclose(layer.tensor() + layer.delta(part, box, error), changed.tensor(), atol=1e-9)
         code = layer.code(tables, np.full(len(tables), DEEPEST))
         close = code.tensor(layer.shape).astype(np.float64)
         assert np.abs(close - tensor).max() < 0.05 * np.abs(tensor).max()
@@ -223,16 +224,16 @@ def test_tables_fall_and_are_what_the_network_says(measured):
     assert "runs of the network" in tables.note and str(tables.evaluations) in tables.note
     for layer in tables.layers:
         found = tables.tables[layer.name]
-        assert len(found) == sum(part.blocks for part in layer.parts)
+        assert len(found) == sum(part.cuts.blocks for part in layer.parts)
         for table in found:
             assert table.distortion[DEEPEST] <= 1e-2 * table.distortion[0] + 1e-9
             assert table.distortion[6:].max() <= table.distortion[2:4].max() + 1e-12
     layer = tables.layers[1]
-    part, area, table = layer.parts[0], layer.parts[0].areas()[1], tables.tables[layer.name][1]
-    values, depth = part.values[area], min(3, table.measured)
+    part, box, table = layer.parts[0], layer.parts[0].boxes()[1], tables.tables[layer.name][1]
+    values, depth = part.values[box], min(3, table.measured)
     restored = block_depths.quantise(values, depth, table.step_index[depth]) \
         * block_depths.step_value(table.step_index[depth])
-    weight = plan.inventory.tensors[layer.name] + layer.delta(part, area, restored - values)
+    weight = plan.inventory.tensors[layer.name] + layer.delta(part, box, restored - values)
     y_hat = torch.func.functional_call(model, {layer.name: torch.from_numpy(weight).float()}, (x,)).detach().double()
     assert table.distortion[depth] == pytest.approx(float(((y_hat - y) ** 2).sum(1).mean()), rel=1e-6, abs=1e-12)
 

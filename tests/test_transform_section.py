@@ -13,7 +13,7 @@ import pytest
 import tiny_decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_golden_transform import alone, block_matrix, code, group, scalar_matrix
+from make_golden_transform import alone, block_matrix, code, grid_matrix, group, scalar_matrix
 from tiny_decoder import Tensor
 
 from tersor.bitstream import native
@@ -25,16 +25,18 @@ from tersor.errors import FormatError, LimitError, TersorError
 from tersor.limits import DEFAULT_LIMITS, Limits
 from tersor.synthesis import transform
 from tersor.synthesis.scalar import ScalarCode
-from tersor.synthesis.transform import FAST, FIXED, SMALL, BlockCode, Dct, TransformCode, decode, encode
-from tersor.synthesis.transform_blocks import areas
+from tersor.synthesis.transform import FAST, FIXED, SMALL, BlockCode, Cuts, Dct, TransformCode, decode, encode
 from tersor.synthesis.transform_maps import apply_maps, cosine, dct_matrix, mix
 
 TEXT = (Path(__file__).parent.parent / "docs" / "format-transform.md").read_text(encoding="utf-8")
 MODES = (FAST, SMALL, FIXED)
+MAKERS = {FAST: (scalar_matrix,), SMALL: (scalar_matrix,), FIXED: (block_matrix, grid_matrix)}
+KINDS = [(mode, maker) for mode, makers in MAKERS.items() for maker in makers]
 
 
-def maker(mode):
-    return block_matrix if mode == FIXED else scalar_matrix
+@cache
+def members_of(maker):
+    return group(maker, "")
 
 
 def records_of(shapes, dtype="F32"):
@@ -88,10 +90,10 @@ def reference(made, shape):
 
 # ---- round trips -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("mode", MODES)
-def test_all_kinds(mode):
+@pytest.mark.parametrize(("mode", "maker"), KINDS)
+def test_all_kinds(mode, maker):
     """Every map, rank and kind of tensor of the golden files: one section, and each alone."""
-    members = group(maker(mode), "")
+    members = members_of(maker)
     shapes, codes = [shape for _, _, shape, _ in members], [made for _, _, _, made in members]
     round_trip(codes, shapes, mode, threads=3)
     for i, (made, shape) in enumerate(zip(codes, shapes, strict=True)):
@@ -104,20 +106,20 @@ def test_all_kinds(mode):
 
 
 SHAPES = ((5, 4, 3, 3), (4, 6), (6, 2, 5), (3, 2, 2, 1, 3), (8, 1, 3, 3))
+COMBINATIONS = [maps for maps in itertools.product((None, 2), (None, "channels", "joint"), (None, Dct.I, Dct.II, 1),
+                                                   (False, True)) if maps[1] != "joint" or maps[2] is None]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("rows", "inner", "taps", "swapped"), [
-    maps for maps in itertools.product((None, 2), (None, "channels", "joint"), (None, Dct.I, Dct.II, 1), (False, True))
-    if maps[1] != "joint" or maps[2] is None])
-def test_every_combination_of_maps(mode, rows, inner, taps, swapped):
-    codes, shapes = [], []
-    for seed, shape in enumerate(SHAPES):
+@pytest.mark.parametrize(("mode", "maker"), KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_combination_of_maps(mode, maker, shape):
+    """All combinations for a tensor of each shape, in one section."""
+    codes = []
+    for seed, (rows, inner, taps, swapped) in enumerate(COMBINATIONS):
         most = transform.extents(shape, swapped).most(inner == "joint")
         maps = {} if inner is None else {inner: most[1] - seed % 2}
-        codes.append(code(maker(mode), 9 * seed, shape, rows=rows and min(rows, most[0]), taps=taps,
-                          swapped=swapped, **maps))
-        shapes.append(shape)
+        codes.append(code(maker, 9 * seed, shape, rows=rows and min(rows, most[0]), taps=taps, swapped=swapped, **maps))
+    shapes = [shape] * len(codes)
     payload = round_trip(codes, shapes, mode)
     tensors = [Tensor("", np.dtype(np.float32), shape) for shape in shapes]
     for found, made, shape in zip(tiny_decoder.TOOLS[5](payload, tensors), codes, shapes, strict=True):
@@ -126,7 +128,7 @@ def test_every_combination_of_maps(mode, rows, inner, taps, swapped):
 
 
 @st.composite
-def transforms(draw, mode):
+def transforms(draw, maker):
     """One or a few tensors with random maps and ranks, also empty ones."""
     codes, shapes = [], []
     for _ in range(draw(st.integers(1, 3))):
@@ -144,16 +146,16 @@ def transforms(draw, mode):
             maps["taps"] = draw(st.sampled_from([None, taps, taps // 2, *dcts]))
             maps["scaled"] = maps["taps"] in dcts and isinstance(maps["taps"], Dct) and 0 not in shape
         maps["trellis"] = draw(st.sampled_from([0, 4, 8]))
-        codes.append(code(maker(mode), draw(st.integers(0, 10**6)), shape, swapped=swapped, **maps))
+        codes.append(code(maker, draw(st.integers(0, 10**6)), shape, swapped=swapped, **maps))
         shapes.append(shape)
     return codes, shapes
 
 
-@pytest.mark.parametrize("mode", MODES)
-@settings(max_examples=25, deadline=None)
+@pytest.mark.parametrize(("mode", "maker"), KINDS)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_round_trip(mode, data):
-    codes, shapes = data.draw(transforms(mode))
+def test_round_trip(mode, maker, data):
+    codes, shapes = data.draw(transforms(maker))
     rows_per_part = data.draw(st.sampled_from([0, 1, 3])) if len(codes) == 1 and mode != FIXED else 0
     payload = round_trip(codes, shapes, mode, rows_per_part, threads=2)
     found = tiny_decoder.TOOLS[5](payload, [Tensor("", np.dtype(np.float32), shape) for shape in shapes])
@@ -351,9 +353,8 @@ def test_bytes_of_bases():
 def test_fixed_length_bytes_are_the_papers():
     """sum over blocks of elements * depth, each block up to 7 bits more; a depth of 0 costs nothing."""
     q = np.zeros((16, 40), np.int32)
-    blocks = BlockCode(q, np.array([4, 0, 2, 16, 0, 0, 1, 3]), np.zeros(8, np.int64))
+    blocks = BlockCode(q, np.array([4, 0, 2, 16, 0, 0, 1, 3]), np.zeros(8, np.int64), Cuts(rows=8))
     assert len(blocks.pack()) == (80 * (4 + 2 + 16 + 1 + 3)) // 8
-    assert len(areas((16, 40), 8, 0, 1)) == 8
 
 
 # ---- what cannot be encoded --------------------------------------------------------------------------
@@ -378,12 +379,15 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match="swapped"):
         encode([TransformCode(scalar_matrix(1, 1, 3), swapped=True)], [(3,)], SMALL)
     zeros, two = np.zeros((2, 36), np.int32), np.array([2, 2])
-    good = BlockCode(zeros, two, two)
+    halves = Cuts(rows=2)
+    good = BlockCode(zeros, two, two, halves)
     assert encode([TransformCode(good)], [(2, 4, 3, 3)], FIXED)
-    for bad in (BlockCode(zeros + 2, two, two), BlockCode(zeros - 3, two, two), BlockCode(zeros + 1, two * 0, two),
-                BlockCode(zeros, two + 15, two), BlockCode(zeros, two - 3, two), BlockCode(zeros, two, two[:1]),
-                BlockCode(zeros, np.zeros(256, int), np.zeros(256, int)), BlockCode(zeros, two, two + 28799),
-                BlockCode(zeros, two, two, 2), BlockCode(zeros, two, two, 1, 4)):
+    for bad in (replace(good, q=zeros + 2), replace(good, q=zeros - 3), BlockCode(zeros + 1, two * 0, two, halves),
+                replace(good, depths=two + 15), replace(good, depths=two - 3), replace(good, step_index=two[:1]),
+                BlockCode(zeros, np.zeros(256, int), np.zeros(256, int), Cuts(rows=256)),
+                replace(good, step_index=two + 28799), replace(good, cuts=Cuts()), replace(good, cuts=Cuts(taps=3)),
+                replace(good, cuts=Cuts(channels=2, unit=4)), replace(good, cuts=Cuts(taps=2, unit=7)),
+                replace(good, cuts=Cuts(-1, -2, 1)), replace(good, cuts=Cuts(rows=2, unit=0))):
         with pytest.raises(ValueError):
             encode([TransformCode(bad)], [(2, 4, 3, 3)], FIXED)
 
@@ -410,7 +414,7 @@ def i32(values):
 def test_worked_examples():
     found = [bytes.fromhex(text) for text in re.findall(
         r"coded\s+as\s+((?:[0-9a-f]{2}\s+)*[0-9a-f]{2})\b", TEXT.split("\n## Examples\n")[1].split("\n## ")[0])]
-    small, fast, parts, fixed, scaled = found
+    small, fast, parts, fixed, grid, scaled = found
     codes = [TransformCode(ScalarCode(i32([[4, -1, 0, 1], [0, 2, 0, 0]]), -64), taps=Dct.II),
              TransformCode(ScalarCode(i32([[3, -2], [1, 0]]), -64, shift=(8, 4)),
                            rows=ScalarCode(i32([[4, 3, 0], [-3, 4, 1]]), -64, np.array([0, 1]), 0),
@@ -423,15 +427,21 @@ def test_worked_examples():
               [[[0.5, 1], [0, -0.5]], [[-0.25, -0.5], [0, 0.25]]]]
     pair = TransformCode(ScalarCode(i32([[-3, 1], [-1, 0], [1, 2]]), 0),
                          channels=ScalarCode(i32([[1, 1], [1, -1]]), 0))
-    blocks = TransformCode(BlockCode(i32([[1, -2], [3, -4]]), np.array([2, 3]), np.array([-64, -32])),
+    blocks = TransformCode(BlockCode(i32([[1, -2], [3, -4]]), np.array([2, 3]), np.array([-64, -32]),
+                                     Cuts(rows=2)),
                            channels=BlockCode(i32([[1, 0, -2], [-1, 0, 1]]), np.array([2, 0, 3]),
-                                              np.array([-32, 0, -64]), 1))
+                                              np.array([-32, 0, -64]), Cuts(channels=3)))
+    boxes = TransformCode(BlockCode(i32([[1, -2, 0, 0, 0, 2], [-2, 3, 0, 0, 0, -4]]), np.array([2, 3, 0, 0, 0, 3]),
+                                    np.array([-64, -64, 0, 0, 0, -32]), Cuts(1, 2, 3, 3)), taps=Dct.II)
     last = TransformCode(ScalarCode(i32([[3, -2, 1], [1, 0, 1]]), -64, trellis=4), taps=Dct.II,
                          tap_scale=np.array([0, -4, 2]))
     for data, made, of, mode, rows, expected in (
             (small, codes, shapes, SMALL, 0, values), (fast, codes, shapes, FAST, 0, values),
             (parts, [pair], [(3, 2)], SMALL, 2, [[[-2, -4], [-1, -1], [3, -1]]]),
             (fixed, [blocks], [(2, 3)], FIXED, 0, [[[0.375, 0, -0.25], [1.75, 0, -1.25]]]),
+            (grid, [boxes], [(2, 2, 3)], FIXED, 0,
+             [[[[-0.20921582, 0.14433756, 0.49789095], [0.4082483, -0.81649664, 0.4082483]],
+               [[0.24165495, -0.28867513, -0.8190052], [-0.81649664, 1.6329932, -0.81649664]]]]),
             (scaled, [last], [(2, 1, 3)], FAST, 0,
              [[[[0.8895355, 0.28867513, 1.4198656]], [[0.57735026, -0.28867513, 0.57735026]]]])):
         assert round_trip(made, of, mode, rows) == data
@@ -447,13 +457,15 @@ def test_worked_examples():
 
 @cache
 def hostile_case(mode, kind):
-    members = group(maker(mode), "")
-    picked = {"all": (1, 2, 5, 8, 12), "deep": (4, 9, 17, 19), "one": (2,), "parts": (5,)}[kind]
+    members = members_of(MAKERS[mode][kind in ("grid", "grids")])
+    picked = {"all": (1, 2, 5, 8, 12), "deep": (4, 9, 17, 19), "one": (2,), "parts": (5,), "grid": (4,),
+              "grids": (1, 8, 23)}[kind]
     shapes, codes = [members[i][2] for i in picked], [members[i][3] for i in picked]
     return encode(codes, shapes, mode, 2 if kind == "parts" else 0), records_of(shapes)
 
 
-HOSTILE = [(mode, kind) for mode in MODES for kind in ("all", "deep", "one", "parts")[: 3 if mode == FIXED else 4]]
+HOSTILE = [(mode, kind) for mode in MODES
+           for kind in ("all", "deep", "one", *(("grid", "grids") if mode == FIXED else ("parts",)))]
 
 
 def survives(payload, records):
@@ -471,10 +483,10 @@ def test_truncations_and_flips(mode, kind):
     payload, records = hostile_case(mode, kind)
     assert survives(payload, records)
     rng = np.random.default_rng(0)
-    step = max(1, len(payload) // 60)
+    step = max(1, len(payload) // 30)
     for size in {*range(0, len(payload), step), *range(min(len(payload), 40))}:
         survives(payload[:size], records)
-        for bit in rng.permutation(8)[:3].tolist():
+        for bit in rng.permutation(8)[:2].tolist():
             survives(payload[:size] + bytes([payload[size] ^ 1 << bit]) + payload[size + 1 :], records)
     assert not survives(payload + bytes(9), records)
     if mode == FIXED:
@@ -509,11 +521,16 @@ def test_parameters_out_of_range():
     fixed = {"coder": (2, 0), "swapped": (0, 1), "rows": (0, 2), "inner": (2, 3), "rank j": (4, 5), "axis j": (1, 14),
              "blocks j": (1, 14), "depth j": (1, 15), "depth j2": (-1, 15), "step j": (-28800, 6), "axis": (0, 14),
              "blocks": (0, 14), "depth": (1, 15), "step": (100, 7)}
+    grid = {"coder": (2, 0), "swapped": (0, 1), "rows": (0, 2), "inner": (0, 3), "taps": (2, 4), "axis": (2, 14),
+            "parts of rows": (0, 14), "of channels": (2, 14), "of taps": (1, 14), "depth": (1, 15), "depth2": (-1, 15),
+            "depth3": (0, 15), "depth4": (3, 15), "depth5": (-3, 15), "depth6": (0, 15), "step": (100, 7),
+            "step2": (-28900, 7)}
     scaled = {"coder": (0, 0), "layout": (4, 1), "rows": (0, 2), "inner": (0, 3), "taps": (5, 4), "scale": (-256, 15),
               "scale2": (512, 15), "step": (1, 7), "j": (-1, 10), "rows per part": (0, 13)}
     empty = encode([TransformCode(ScalarCode(np.zeros((2, 4), np.int32), 0), taps=Dct.I)], [(2, 2, 2)], FAST)
     empty = empty[1 + empty[0] :]
     for integers, shape, data in ((scalar, (4, 3, 2), b""), (fixed, (5, 3, 2), bytes([0xC0, 0x80])),
+                                  (grid, (2, 4, 2), bytes([0x40, 0x10])),
                                   (scaled, (2, 2, 2), empty)):
         records = records_of([shape], "F64")
         assert survives(payload_of(integers.values(), data), records)
@@ -522,6 +539,13 @@ def test_parameters_out_of_range():
                 changed = integers | {name: (wrong, where)}
                 with pytest.raises(FormatError):
                     decode(payload_of(changed.values(), data), records, DEFAULT_LIMITS, 1)
+
+
+@pytest.mark.parametrize("parts", [(15, 15, 0), (254, 0, 1), (254, 254, 254)])
+def test_too_many_blocks(parts):
+    head = [(2, 0), (0, 1), (0, 2), (0, 3), (0, 4), (2, 14), *((part, 14) for part in parts)]
+    with pytest.raises(FormatError, match="blocks, there are 255 at most"):
+        decode(payload_of(head), records_of([(300, 300, 3)]), DEFAULT_LIMITS, 1)
 
 
 def test_scales_of_no_elements():

@@ -98,8 +98,8 @@ def test_blocks_are_clipped_to_their_depth():
         values += 1e6
     blocks = net.codes()["0.weight"].coefficients
     blocks.check()
-    for area, depth in zip(blocks.areas(), blocks.depths.tolist(), strict=True):
-        assert (blocks.q[area] == max((1 << depth >> 1) - 1, 0)).all()
+    for box, depth in zip(blocks.boxes(), blocks.depths.tolist(), strict=True):
+        assert (blocks.cuts.view(blocks.q)[box] == max((1 << depth >> 1) - 1, 0)).all()
     net(torch.randn(2, 4, 5, 5)).sum().backward()
     assert not values.grad.any(), "no gradient beyond the range"
 

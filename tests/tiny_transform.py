@@ -110,9 +110,13 @@ class Head:
             return np.array([tiny.value(k) for k in ks], np.float64).astype(np.float32), s1, s2, t
 
     def blocks(self, code: tiny.IntegerCode, step: list[int], i: int, kind: int) -> tuple:
-        """The areas of the blocks, their depths and steps, and the shape of a matrix of coder 2."""
+        """Places of the elements of each block in C order, depths and steps, and the shape of a matrix of coder 2."""
         rows, columns, taps = self.matrices[i][:3]
-        axis, b = code.within(14, 0, 1), 1 + code.within(14, 0, 254)
+        axis = code.within(14, 0, 2)
+        parts = [1 + code.within(14, 0, 254) for _ in range(3 if axis == 2 else 1)]
+        parts = [[*parts, 1, 1], [1, *parts, 1], parts][axis]
+        b = math.prod(parts)
+        tiny.must(b <= 255, "number of blocks")
         depths = np.cumsum([code.integer(15) for _ in range(b)]).tolist()
         tiny.must(all(0 <= depth <= 16 for depth in depths), "depth of a block")
         steps = [0] * b
@@ -121,11 +125,13 @@ class Head:
                 step[kind] += code.integer(6 + kind)
                 tiny.must(abs(step[kind]) <= 28800, "step index")
                 steps[block] = step[kind]
-        unit = 1 if axis == 0 or kind == 0 else taps
-        units = (columns if axis else rows) // unit
-        cuts = [block * units // b * unit for block in range(b + 1)]
-        areas = [slice(*cuts[block : block + 2]) for block in range(b)]
-        return [(slice(None), area) if axis else area for area in areas], depths, steps, (rows, columns)
+        taps = taps if kind else 1
+        shape = rows, columns // taps, taps
+        places = np.arange(rows * columns).reshape(shape)
+        cuts = [[i * size // part for i in range(part + 1)] for size, part in zip(shape, parts, strict=True)]
+        blocks = [places[r:r1, c:c1, t:t1].ravel() for r, r1 in itertools.pairwise(cuts[0])
+                  for c, c1 in itertools.pairwise(cuts[1]) for t, t1 in itertools.pairwise(cuts[2])]
+        return blocks, depths, steps, (rows, columns)
 
     def elements(self, q: np.ndarray, about: tuple) -> np.ndarray:
         """The elements of a matrix, binary64."""
@@ -136,9 +142,9 @@ class Head:
                 found = levels * steps[:, None]
             else:
                 found = np.zeros(q.shape, np.float32)
-                for area, depth, step in zip(*about[:3], strict=True):
+                for block, depth, step in zip(*about[:3], strict=True):
                     if depth:
-                        found[area] = q[area].astype(np.float32) * np.float32(tiny.value(step))
+                        found.flat[block] = q.flat[block].astype(np.float32) * np.float32(tiny.value(step))
         tiny.must(bool(np.isfinite(found).all()), "an element that is not finite")
         return found.astype(np.float64)
 
@@ -170,22 +176,22 @@ class Head:
         return tiny.rounded(values, tensor)
 
 
-def unpack(reader: tiny.Reader, areas: list, depths: list[int], steps: list[int],
+def unpack(reader: tiny.Reader, blocks: list, depths: list[int], steps: list[int],
            shape: tuple[int, int]) -> np.ndarray:
     """The integers of a matrix of coder 2."""
     q = np.zeros(shape, np.int64)
-    for area, depth in zip(areas, depths, strict=True):
+    for block, depth in zip(blocks, depths, strict=True):
         if depth:
-            size = (q[area].size * depth + 7) // 8
+            size = (len(block) * depth + 7) // 8
             bits = tiny.BitString(reader.take(size), "big")
             numbers = []
-            for _ in range(q[area].size):
+            for _ in block:
                 number = 0
                 for _ in range(depth):
                     number = 2 * number + bits.number(1)
                 numbers.append(number - 2 ** (depth - 1))
             tiny.must(bits.end() == size, "end of a block")
-            q[area] = np.array(numbers, np.int64).reshape(q[area].shape)
+            q.flat[block] = numbers
     return q
 
 

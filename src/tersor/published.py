@@ -29,6 +29,7 @@ from .encoding import Encoding, Plan
 from .errors import ConfigError, StatisticsError
 from .lockstep import forward
 from .synthesis.transform import FIXED, basis_bytes
+from .synthesis.transform_blocks import Box
 from .tools import block_depths
 from .tools.block_depths import Table
 from .tools.block_transform import Blocks, Part, transform_layer
@@ -134,7 +135,7 @@ def measure(plan: Plan, model: nn.Module | None, progress: Callable[[str], None]
         found.signal = float((reference**2).sum()) / len(reference)
         if not np.isfinite(found.signal):
             raise StatisticsError("the network's outputs on the samples hold NaN or infinity")
-        blocks = sum(part.blocks for layer in layers for part in layer.parts)
+        blocks = sum(part.cuts.blocks for layer in layers for part in layer.parts)
         negligible = NEGLIGIBLE * found.signal / max(blocks, 1)
         for number, layer in enumerate(layers):
             found.tables[layer.name] = _measure_layer(plan, layer, replay, found, negligible)
@@ -160,15 +161,15 @@ def _measure_layer(plan: Plan, layer: Blocks, replay: Replay, found: Tables, neg
                 """Of a layer that the outputs do not need: as if they did, like a typical layer."""
                 return found.signal * float(((weights - tensor) ** 2).sum()) / energy
 
-            return [_table(layer, part, area, tensor, relative, negligible) for part in layer.parts
-                    for area in part.areas()]
-        return [_table(layer, part, area, tensor, loss, negligible) for part in layer.parts for area in part.areas()]
+            return [_table(layer, part, box, tensor, relative, negligible) for part in layer.parts
+                    for box in part.boxes()]
+        return [_table(layer, part, box, tensor, loss, negligible) for part in layer.parts for box in part.boxes()]
 
 
-def _table(layer: Blocks, part: Part, area: tuple[slice, slice], tensor: Matrix, loss: Callable[[Matrix], float],
+def _table(layer: Blocks, part: Part, box: Box, tensor: Matrix, loss: Callable[[Matrix], float],
            negligible: float) -> Table:
-    values = part.values[area]
-    return block_depths.measure(values, lambda restored: loss(tensor + layer.delta(part, area, restored - values)),
+    values = part.values[box]
+    return block_depths.measure(values, lambda restored: loss(tensor + layer.delta(part, box, restored - values)),
                                 negligible)
 
 

@@ -51,8 +51,9 @@ class _Matrix(nn.Module):
         else:
             step = replace(code, q=np.ones(code.q.shape, np.int32)).matrix()
             low, high = np.zeros_like(step), np.zeros_like(step)
-            for area, depth in zip(code.areas(), code.depths.tolist(), strict=True):
-                low[area], high[area] = -(1 << depth >> 1), max((1 << depth >> 1) - 1, 0)
+            lows, highs = code.cuts.view(low), code.cuts.view(high)
+            for box, depth in zip(code.boxes(), code.depths.tolist(), strict=True):
+                lows[box], highs[box] = -(1 << depth >> 1), max((1 << depth >> 1) - 1, 0)
         for name, value in (("step", step), ("low", low), ("high", high)):
             self.register_buffer(name, torch.from_numpy(np.array(value)).to(like), persistent=False)
         q = torch.from_numpy(code.q.astype(np.float64)).to(like)

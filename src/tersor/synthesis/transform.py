@@ -28,7 +28,7 @@ from ..errors import FormatError
 from ..limits import DEFAULT_LIMITS, Limits
 from . import trellis
 from .scalar import ScalarCode
-from .transform_blocks import BlockCode, unpack
+from .transform_blocks import BlockCode, Cuts, unpack
 from .transform_code import MAX_TAP_SCALE, Extents, TransformCode, extents
 from .transform_heads import BASIS, COEFFICIENTS, FAST, FIXED, SMALL, BlockHead, Code, Heads, ScalarHead, running_sums
 from .transform_maps import Dct, Maps, apply_maps, dct_matrix
@@ -38,6 +38,7 @@ __all__ = [
     "FIXED",
     "SMALL",
     "BlockCode",
+    "Cuts",
     "Dct",
     "Extents",
     "Maps",
@@ -177,7 +178,7 @@ def decode_codes(payload: bytes, records: Sequence[TensorRecord], limits: Limits
                                                     records, limits)
     heads = [head for tensor in tensors for head in tensor.heads]
     if mode == FIXED:
-        integers = [unpack(cursor, (head.shape.rows, head.shape.columns), head.depths, head.axis, head.unit)
+        integers = [unpack(cursor, (head.shape.rows, head.shape.columns), head.depths, head.cuts)
                     for head in heads if isinstance(head, BlockHead)]
         if cursor.left:
             raise cursor.fail("bytes are left after the last block")
@@ -281,8 +282,9 @@ def _decode_parts(cursor: varint.ByteReader, shapes: Sequence[context.Shape], mo
                   limits: Limits, threads: int) -> list[npt.NDArray[np.int32]]:
     """Of one tensor: its bases in the first part, then its coefficients, `rows_per_part` rows to a part."""
     rows = shapes[-1].rows
-    cuts = [replace(shapes[-1], rows=min(rows_per_part, rows - first)) for first in range(0, rows, rows_per_part)]
-    lengths = cursor.varints(len(cuts))
+    starts = range(0, rows, rows_per_part)
+    lengths = cursor.varints(len(starts))  # the bytes that are there bound the number of parts
+    cuts = [replace(shapes[-1], rows=min(rows_per_part, rows - first)) for first in starts]
     data = [cursor.take(length, "bytes of a part") for length in lengths]
     data.append(cursor.take(cursor.left))
     groups = [list(shapes[:-1]), *([cut] for cut in cuts)]

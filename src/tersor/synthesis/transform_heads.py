@@ -19,7 +19,7 @@ from ..bitstream.integers import IntegerReader, IntegerWriter
 from ..errors import FormatError
 from . import grid, spread
 from .scalar import MAX_SHIFT, ScalarCode, beyond_grid
-from .transform_blocks import MAX_BLOCKS, MAX_DEPTH, BlockCode
+from .transform_blocks import MAX_BLOCKS, MAX_DEPTH, BlockCode, Cuts
 
 Code: TypeAlias = ScalarCode | BlockCode
 
@@ -34,6 +34,8 @@ _STEP = (6, 7)
 _SHIFT, _BYPASS, _RESOLUTION = 8, 9, 10
 _CLASS, _ROW = (11, 12), (16, 24)
 _AXIS, _DEPTH = 14, 15
+
+_ALONG_ROWS, _ALONG_CHANNELS, _ALONG_ALL = range(3)  # values of _AXIS
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,12 @@ class BlockHead:
     """Of a BlockCode."""
 
     shape: context.Shape
-    axis: int
-    unit: int
+    cuts: Cuts
     depths: npt.NDArray[np.int64]
     step_index: npt.NDArray[np.int64]
 
     def code(self, q: npt.NDArray[np.int32]) -> BlockCode:
-        return BlockCode(q, self.depths, self.step_index, self.axis, self.unit)
+        return BlockCode(q, self.depths, self.step_index, self.cuts)
 
 
 @dataclass
@@ -80,9 +81,7 @@ class Heads:
         if isinstance(code, ScalarCode) != (self.mode != FIXED):
             raise ValueError(f"coder {self.mode} cannot hold a {type(code).__name__}")
         if isinstance(code, BlockCode):
-            if code.axis == 1 and code.unit != _unit(shape, kind):
-                raise ValueError(f"blocks of whole channels need a unit of {_unit(shape, kind)}, not {code.unit}")
-            self._put_blocks(writer, code, kind)
+            self._put_blocks(writer, code, _unit(shape, kind), kind)
             return shape
         if code.trellis and kind == BASIS:
             raise ValueError("a basis has no trellis, only coefficients may have one")
@@ -99,9 +98,18 @@ class Heads:
             spread.put(writer, rows, 1, _CLASS[kind], _ROW[kind])
         return shape
 
-    def _put_blocks(self, writer: IntegerWriter, code: BlockCode, kind: int) -> None:
+    def _put_blocks(self, writer: IntegerWriter, code: BlockCode, unit: int, kind: int) -> None:
         code.check()
-        writer.put([code.axis, len(code.depths) - 1], _AXIS)
+        cuts = code.cuts
+        if cuts.blocks == cuts.rows:
+            axis, parts = _ALONG_ROWS, [cuts.rows]
+        elif cuts.blocks == cuts.channels:
+            axis, parts = _ALONG_CHANNELS, [cuts.channels]
+        else:
+            axis, parts = _ALONG_ALL, [cuts.rows, cuts.channels, cuts.taps]
+        if axis != _ALONG_ROWS and cuts.unit != unit:
+            raise ValueError(f"blocks of channels need a unit of {unit}, not {cuts.unit}")
+        writer.put([axis, *(count - 1 for count in parts)], _AXIS)
         writer.put(np.diff(code.depths, prepend=0), _DEPTH)
         steps = code.step_index[code.depths > 0]
         writer.put(np.diff(steps, prepend=self._last[kind]), _STEP[kind])
@@ -132,8 +140,14 @@ class Heads:
 
     def _take_blocks(self, reader: IntegerReader, shape: context.Shape, kind: int,
                      what: str) -> BlockHead:
-        axis = reader.one(_AXIS, 0, 1, f"{what}: the axis of its blocks")
-        blocks = 1 + reader.one(_AXIS, 0, MAX_BLOCKS - 1, f"{what}: the number of blocks")
+        axis = reader.one(_AXIS, _ALONG_ROWS, _ALONG_ALL, f"{what}: the axis of its blocks")
+        cut = [axis == _ALONG_ROWS, axis == _ALONG_CHANNELS, False] if axis < _ALONG_ALL else [True] * 3
+        rows, channels, taps = (1 + reader.one(_AXIS, 0, MAX_BLOCKS - 1, f"{what}: the number of blocks") if here
+                                else 1 for here in cut)
+        cuts = Cuts(rows, channels, taps, _unit(shape, kind))
+        blocks = cuts.blocks
+        if blocks > MAX_BLOCKS:
+            raise FormatError(f"{what}: {blocks} blocks, there are {MAX_BLOCKS} at most: the file is corrupt")
         depths = running_sums(reader.take(blocks, _DEPTH), 0, f"{what}: bit depths", MAX_DEPTH)
         if int(depths.min()) < 0:
             raise FormatError(f"{what}: a bit depth is negative: the file is corrupt")
@@ -142,7 +156,7 @@ class Heads:
         steps[depths > 0] = running_sums(coded, self._last[kind], f"{what}: steps", grid.MAX_INDEX)
         if coded.size:
             self._last[kind] = int(steps[depths > 0][-1])
-        return BlockHead(shape, axis, _unit(shape, kind), depths, steps)
+        return BlockHead(shape, cuts, depths, steps)
 
 
 def _unit(shape: context.Shape, kind: int) -> int:

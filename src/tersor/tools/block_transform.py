@@ -1,8 +1,9 @@
 """One layer as blocks of coefficients and of basis vectors, for fixed-length coding as published. NumPy only.
 
 W = S T: T the coefficients, S the basis, both in float64 until depths are chosen. A block is some of the input
-channels of T (of the rows of T in the paper's sense: what one basis vector multiplies), or some basis vectors. Every
-block acts linearly on W, so `Blocks.delta` gives what an error of one block does to the weights, at the block's cost.
+channels of T (of the rows of T in the paper's sense: what one basis vector multiplies), one frequency of the taps, or
+some basis vectors. Every block acts linearly on W, so `Blocks.delta` gives what an error of one block does to the
+weights, at the block's cost.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ..config import Config, split_transform
+from ..config import Config, TransformConfig, split_transform
 from ..synthesis.scalar import unview, view
-from ..synthesis.transform import BlockCode, Dct, Maps, TransformCode, apply_maps, dct_matrix, extents
-from ..synthesis.transform_blocks import areas
+from ..synthesis.transform import BlockCode, Cuts, Dct, Maps, TransformCode, apply_maps, dct_matrix, extents
+from ..synthesis.transform_blocks import MAX_BLOCKS, Box
 from . import transforms
 from .block_depths import Table, quantise
 from .covariances import gradient_covariance, weight_covariance
@@ -31,24 +32,30 @@ _DCTS = {"dct1": Dct.I, "dct2": Dct.II}
 
 @dataclass(frozen=True)
 class Part:
-    """One matrix of a layer, float64: "rows", "channels" or "taps" (bases, a row for each vector) or COEFFICIENTS."""
+    """One matrix of a layer, float64 as `cuts` see it.
+
+    "rows", "channels" or "taps": a basis [k, n, 1], a row for each vector; or COEFFICIENTS [rows', channels', taps'].
+    """
 
     name: str
     values: Matrix
-    blocks: int
-    axis: int = 0
-    unit: int = 1
+    cuts: Cuts
 
-    def areas(self) -> list[tuple[slice, slice]]:
-        """Rows and columns of each block."""
-        return areas(self.values.shape, self.blocks, self.axis, self.unit)
+    def boxes(self) -> list[Box]:
+        """Where each block is."""
+        return self.cuts.boxes(self._shape)
 
     def code(self, depths: npt.NDArray[np.int64], steps: npt.NDArray[np.int64]) -> BlockCode:
         """Quantised with these depths and grid indexes of steps, [blocks] each."""
         q = np.zeros(self.values.shape, np.int32)
-        for area, depth, step in zip(self.areas(), depths.tolist(), steps.tolist(), strict=True):
-            q[area] = quantise(self.values[area], depth, step)
-        return BlockCode(q, depths, np.where(depths > 0, steps, 0), self.axis, self.unit)
+        for box, depth, step in zip(self.boxes(), depths.tolist(), steps.tolist(), strict=True):
+            q[box] = quantise(self.values[box], depth, step)
+        return BlockCode(q.reshape(self._shape), depths, np.where(depths > 0, steps, 0), self.cuts)
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        rows, channels, taps = self.values.shape
+        return rows, channels * taps
 
 
 @dataclass(frozen=True)
@@ -67,22 +74,23 @@ class Blocks:
     joint: bool = False
     swapped: bool = False
 
-    def delta(self, part: Part, area: tuple[slice, slice], error: Matrix) -> Matrix:
+    def delta(self, part: Part, box: Box, error: Matrix) -> Matrix:
         """What an error of the elements in one block (float64, the block's shape) does to the weight tensor."""
         of = extents(self.shape, self.swapped)
         maps, coefficients = self._maps(), self._coefficients()
         if part.name == COEFFICIENTS:
-            rows, columns = area
-            inner = coefficients.shape[2]
-            channels = slice(None) if columns.start is None else slice(columns.start // inner, columns.stop // inner)
-            maps = replace(maps, rows=None if maps.rows is None else maps.rows[rows],
-                           channels=None if maps.channels is None else maps.channels[channels])
-            found = apply_maps(error.reshape(error.shape[0], -1, inner), maps)
+            rows, channels, taps = box
+            kernel = maps.kernel()
+            everywhere = slice(None)
+            place = (rows if maps.rows is None else everywhere, channels if maps.channels is None else everywhere,
+                     taps if kernel is None and not self.joint else everywhere)
+            maps = Maps(None if maps.rows is None else maps.rows[rows],
+                        None if maps.channels is None else maps.channels[channels],
+                        () if kernel is None else (kernel[taps],), self.joint)
             whole = np.zeros((of.rows, of.channels, of.taps))
-            place = (rows if maps.rows is None else slice(None), channels if maps.channels is None else slice(None))
-            whole[place] = found.reshape(whole[place].shape)
+            whole[place] = apply_maps(np.ascontiguousarray(error), maps).reshape(whole[place].shape)
         else:
-            vectors = area[0]
+            vectors, error = box[0], error[:, :, 0]
             if part.name == "rows":
                 coefficients, maps = coefficients[vectors], replace(maps, rows=error)
             elif part.name == "channels":
@@ -101,16 +109,17 @@ class Blocks:
         codes: dict[str, BlockCode] = {}
         first = 0
         for part in self.parts:
-            chosen = depths[first : first + part.blocks]
+            blocks = part.cuts.blocks
+            chosen = depths[first : first + blocks]
             steps = np.array([table.step_index[depth] for table, depth in
-                              zip(tables[first : first + part.blocks], chosen.tolist(), strict=True)], np.int64)
+                              zip(tables[first : first + blocks], chosen.tolist(), strict=True)], np.int64)
             codes[part.name] = part.code(chosen, steps)
-            first += part.blocks
+            first += blocks
         return TransformCode(codes[COEFFICIENTS], codes.get("rows"), codes.get("channels"),
                              self.dct if self.dct is not None else codes.get("taps"), self.joint, self.swapped)
 
     def _maps(self) -> Maps:
-        stored = {part.name: part.values for part in self.parts}
+        stored = {part.name: part.values[:, :, 0] for part in self.parts if part.name != COEFFICIENTS}
         taps: tuple[Matrix, ...] = ()
         if self.dct is not None:
             taps = tuple(dct_matrix(self.dct, extent) for extent in self.shape[2:])
@@ -120,11 +129,7 @@ class Blocks:
 
     def _coefficients(self) -> Matrix:
         """[rows', channels', taps']."""
-        stored = {part.name: part.values for part in self.parts}
-        of = extents(self.shape, self.swapped)
-        inner = 1 if self.joint else len(stored["taps"]) if "taps" in stored else of.taps
-        flat = stored[COEFFICIENTS]
-        return flat.reshape(len(flat), -1, inner)
+        return self.parts[-1].values
 
 
 def transform_layer(target: LayerTarget, config: Config) -> Blocks:
@@ -154,13 +159,24 @@ def transform_layer(target: LayerTarget, config: Config) -> Blocks:
     elif taps:
         analysis, bases["taps"] = _learned(target, taps.partition("-")[0], "taps")
         values = values @ analysis.T
-    inner = max(values.shape[2], 1)
-    along = 0 if axis == "outputs" or target.groups > 1 or values.shape[1] < 2 else 1
-    parts = [Part(part, basis, min(options.blocks, len(basis))) for part, basis in bases.items()]
-    units = values.shape[along]
-    parts.append(Part(COEFFICIENTS, np.ascontiguousarray(values).reshape(len(values), -1),
-                      min(options.blocks, units), along, inner if along else 1))
+    parts = [Part(part, basis[:, :, None], Cuts(rows=min(options.blocks, len(basis)))) for part, basis in bases.items()]
+    parts.append(Part(COEFFICIENTS, np.ascontiguousarray(values), _cuts(target, values, name, options)))
     return Blocks(target.name, name, target.shape, tuple(parts), _DCTS.get(taps), axis == "joint", target.swapped)
+
+
+def _cuts(target: LayerTarget, values: Matrix, name: str, options: TransformConfig) -> Cuts:
+    """Blocks of coefficients float64 [rows', channels', taps']: along what a transform has sorted by importance.
+
+    `options.blocks` of channels (of rows, under a transform of the outputs or with groups); under a transform of the
+    taps, one for each frequency, up to twice `options.blocks`; under one of both, all combinations.
+    """
+    channels, taps = split_transform(name)
+    rows, inputs, frequencies = values.shape
+    along_taps = max(min(frequencies, 2 * options.blocks), 1) if taps else 1
+    along = min(options.blocks, max(MAX_BLOCKS // along_taps, 1)) if channels or not taps else 1
+    if channels.endswith("-outputs") or target.groups > 1 or inputs < 2:
+        return Cuts(min(along, rows), 1, along_taps, max(frequencies, 1))
+    return Cuts(1, min(along, inputs), along_taps, max(frequencies, 1))
 
 
 def _learned(target: LayerTarget, kind: str, axis: str) -> tuple[Matrix, Matrix]:
