@@ -269,8 +269,8 @@ CIFAR: dict[str, Narrow] = {
     "vgg16": Narrow(lambda w, n: VGG(n, batchnorm=False, width=w, small_input=True), 0.25),
     "vgg16_bn": Narrow(lambda w, n: VGG(n, width=w, small_input=True), 0.25),
     "resnet18": Narrow(lambda w, n: ResNet18(n, width=round(64 * w), small_input=True), 0.25),
-    "resnet34": Narrow(lambda w, n: ResNet34(n, width=round(64 * w), small_input=True), 0.25),
-    "resnet50": Narrow(lambda w, n: ResNet50(n, width=round(64 * w), small_input=True), 0.25),
+    "resnet34": Narrow(lambda w, n: ResNet34(n, width=round(64 * w), small_input=True), 0.125),
+    "resnet50": Narrow(lambda w, n: ResNet50(n, width=round(64 * w), small_input=True), 0.125),
     "densenet": Narrow(
         lambda w, n: DenseNet(n, growth=round(32 * w), blocks=(3, 6, 12, 8), small_input=True), 0.375
     ),  # half of DenseNet-121's dense layers
