@@ -274,10 +274,13 @@ def _check_homes(tensors: Sequence[TensorRecord], sections: int) -> None:
 
 
 def _check_sizes(tensors: Sequence[TensorRecord], limits: Limits) -> None:
-    total = 0
+    total = elements = 0
     for record in tensors:
         # A zero-size tensor must also have axes that an array library can represent.
-        bound = math.prod(max(1, size) for size in record.shape) * NUMPY[record.dtype].itemsize
+        extent = math.prod(max(1, size) for size in record.shape)
+        bound = extent * NUMPY[record.dtype].itemsize
         limits.check(f"bytes of tensor {record.name!r} {list(record.shape)}", bound, "max_tensor_bytes")
-        total += record.nbytes if record.section is not None else 0
+        if record.section is not None:
+            total, elements = total + record.nbytes, elements + extent
+    limits.check("elements of all tensors", elements, "max_elements")
     limits.check("decoded bytes of all tensors", total, "max_bytes")
