@@ -130,6 +130,8 @@ def test_codebooks(model, arguments, codebook):
         "tools": ("scalar", "transform"), "transform": tersor.TransformConfig(("klt", "dct2"))}),
     (["--tool", "kernels", "--kernels", "16", "--kernel-bits", "5"], {
         "tools": ("kernels",), "kernels": tersor.KernelConfig(size=16, value_bits=5)}),
+    (["--tool", "transform", "--transforms", "elt", "--transform-coder", "fixed"], {
+        "tools": ("transform",), "transform": tersor.TransformConfig(("elt",), coder="fixed")}),
     (["--effort", "7"], {"effort": 7}),
 ])
 def test_rival_tools_and_their_options(model, arguments, options):
@@ -254,6 +256,7 @@ MODEL = "model.safetensors"
     (["compress", MODEL, "--bits", "3", "--tool", "scalar", "--levels", "8"], 2, "--levels is for the codebook"),
     (["compress", MODEL, "--bits", "3", "--tool", "codebook", "--levels", "0"], 2, "levels=0 must be an integer"),
     (["compress", MODEL, "--bits", "3", "--tool", "scalar", "--transforms", "elt"], 2, "--transforms is for the trans"),
+    (["compress", MODEL, "--bits", "3", "--tool", "scalar", "--transform-coder", "fixed"], 2, "--transform-coder is for"),
     (["compress", MODEL, "--bits", "3", "--kernel-bits", "5"], 2, "--kernel-bits is for the kernels tool: give"),
     (["compress", MODEL, "--bits", "3", "--tool", "transform", "--transforms", "fourier"], 2, "transform 'fourier' is"),
     (["compress", MODEL, "--bits", "3", "--tool", "scalar,codebook"], 2, "no rivals"),

@@ -25,6 +25,7 @@ from tersor.synthesis.transform import BlockCode, Cuts
 from tersor.tools import block_depths
 from tersor.tools.block_depths import DEEPEST, Table
 from tersor.tools.block_transform import COEFFICIENTS, transform_layer
+from tersor.tools.candidate import distortion
 from tersor.writer import write
 
 
@@ -272,6 +273,37 @@ def test_a_file_meets_its_target_and_elt_beats_identity(correlated):
     assert found["elt"].snr > found["klt"].snr - 0.5
 
 
+def test_without_a_network_the_metric_decides(correlated):
+    """The choice by tr(G E A E^T) is nearly as good as that at the output, and better than that of relative errors."""
+    model, x, stats = correlated
+    y = zoo.outputs(model, x)
+    snr, notes = {}, {}
+    for name, given, measured in (("network", model, stats), ("metric", model.state_dict(), stats),
+                                  ("free", model.state_dict(), None)):
+        packed = compress(given, measured, ("elt",), blocks=20, bits=3.0)
+        assert 0.98 * 3.0 <= packed.bits_per_weight <= 3.0
+        snr[name] = zoo.decibels(y, zoo.outputs(tersor.restore(packed.data, Mixing()), x))
+        notes[name] = " ".join(packed.notes)
+    assert snr["metric"] > snr["network"] - 1.0 and snr["metric"] > snr["free"] + 1.0, snr
+    assert "tr(G E A E^T)" in notes["metric"] and "relative error" in notes["free"]
+    assert "runs of the network" in notes["network"]
+
+
+@pytest.mark.parametrize("name", ["residual", "transposed", "words"])
+def test_every_kind_of_layer_by_its_metric(name):
+    model = zoo.build(name)
+    plan = Plan(inventory_of_module(model), tersor.calibrate(model, [zoo.inputs(name, 8)]),
+                Config(tools=("transform",), transform=fixed("elt+dct2", blocks=2)))
+    tables = published.measure(plan, None)
+    assert not tables.evaluations and len(tables.tables) == len(plan.layers)
+    for layer in tables.layers:
+        target = plan.target(layer.name, corrected=False)
+        whole = sum(table.distortion[0] for table in tables.tables[layer.name][-layer.parts[-1].cuts.blocks :])
+        assert whole > 0.2 * distortion(target, np.zeros_like(target.W))  # blocks of coefficients make up the weight
+        assert all(table.measured == DEEPEST or not table.distortion[0] for table in tables.tables[layer.name])
+    assert tables.encoding(tables.price_for(4.0 * sum(table.count for table in tables.every))).is_complete
+
+
 def test_sizes_and_ratios():
     model, x = zoo.build("wide"), zoo.inputs("wide", 12)
     stats = tersor.calibrate(model, [x])
@@ -294,8 +326,6 @@ def test_a_layer_that_outputs_do_not_need_is_coded_nevertheless():
 
 def test_what_cannot_be_asked(correlated):
     model, x, stats = correlated
-    with pytest.raises(ConfigError, match="it needs the nn"):
-        compress(model.state_dict(), stats, bits=3.0)
     with pytest.raises(ConfigError, match="statistics with samples"):
         compress(model, None, bits=3.0)
     with pytest.raises(ConfigError, match="statistics with samples"):

@@ -48,7 +48,7 @@ def search(encode: Callable[[float], tuple[float, T]], target: float, start: flo
     """
     low: Trial[T] | None = None   # value <= target: lambda is large enough
     high: Trial[T] | None = None  # value > target
-    x, reach = start, 1.0
+    x, reach, least = start, 1.0, 2.5e-3
     slack = TOLERANCE * abs(target)
     aim = target - 0.4 * slack
     before: Trial[T] | None = None
@@ -74,8 +74,12 @@ def search(encode: Callable[[float], tuple[float, T]], target: float, start: flo
             if before is not None and before.value == value and abs(x - start) > FLAT:
                 break  # nothing changes any more
             reach *= 2.0
-            step = abs((aim - value) / slope)
-            x += np.copysign(np.clip(step, 1e-2 if before is None else reach / 4, reach), value - target)
+            if before is not None:
+                # The slope from the last two, trusted within a factor of four.
+                measured = (value - before.value) / (x - before.log_price)
+                slope = float(np.clip(measured, 4 * slope, slope / 4)) if np.isfinite(measured) else slope
+                least *= 4.0
+            x += np.copysign(np.clip(abs((aim - value) / slope), least, reach), value - target)
             if abs(x - start) > WIDEST:
                 break
         before = trial

@@ -81,7 +81,9 @@ class TransformConfig:
       "elt-joint"; over taps "dct1", "dct2" (fixed, not stored), "klt-taps", "elt-taps"; and one of the channels with
       one of the taps, as "elt+dct2". Layers that a transform does not fit (groups, one tap) leave it out.
     * `coder`: "entropy" (adaptive or rANS, by `Config.mode`), or "fixed": fixed-length codes, a bit-depth for each of
-      `blocks` blocks of coefficients and of basis vectors, chosen on the network's output, as published.
+      `blocks` blocks of coefficients and of basis vectors, chosen on the network's output, as published (without an
+      nn.Module, by the layers' quadratic metric). Transforms of taps have a depth for each frequency, up to twice
+      `blocks`; combinations for each pair.
     * `largest`: a basis has at most so many vectors (its eigenvectors take n^3 operations, its storage n^2 numbers).
     """
 

@@ -24,7 +24,7 @@ from .adapters.calls import undisturbed
 from .adapters.inventory import Inventory
 from .adapters.module import inventory_of_module, load_into, to_torch
 from .allocation import TOLERANCE, Trial, search, search_accepted
-from .config import Config, make_config
+from .config import TRELLIS_EFFORT, Config, make_config
 from .decoder import load
 from .encoding import Encoding, Plan, begin, static_walk
 from .errors import ConfigError, ModelError, TargetError
@@ -37,10 +37,10 @@ from .statistics import Statistics
 from .tools import scalar
 from .writer import Written, write
 
-CONTEXT_GAIN = 0.92
-"""Bits of the small coder over those of an ideal order-0 code per layer, for the first guess of lambda."""
-STATIC_GAIN = 0.993
-"""The same for the fast coder: classes of rows and rate-distortion-optimised rounding save a little."""
+CONTEXT_GAIN, STATIC_GAIN = 0.905, 0.993
+"""Bits of the small and the fast coder over those of an ideal order-0 code per layer, for the first guess of lambda."""
+TRELLIS_GAIN = 0.895
+"""The same of a trellis and what else effort brings in."""
 DROP_START = 3.0
 """Bits/weight at which the search for a bound on the drop of accuracy begins."""
 
@@ -88,7 +88,7 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
     if max_drop is not None and (evaluate is None or drop_end not in ("worst", "mean")):
         raise ConfigError(f"max_drop= needs evaluate=, a function of the restored network that returns the score of "
                           f"each sample, and drop_end={drop_end!r} must be worst or mean")
-    inventory = _inventory(model)
+    inventory = inventory_of(model)
     if stats is not None:
         stats.check(inventory)
         if not isinstance(model, nn.Module):
@@ -153,7 +153,9 @@ class _Job:
             other = 300 + sum(tensors[name].size for name in self.plan.vectors)
             other += sum(2 * tensors[bn.weight].size for bn in self.plan.batchnorms.values())
             other += sum(tensors[name].nbytes // 2 for name in self.plan.raw)
-            saved = CONTEXT_GAIN if self.plan.config.mode == "small" else STATIC_GAIN
+            config = self.plan.config
+            saved = CONTEXT_GAIN if config.mode == "small" else STATIC_GAIN
+            saved *= TRELLIS_GAIN if config.effort >= TRELLIS_EFFORT and not self.plan.shared else 1.0
             bits = max(target - other, 0.0) * 8.0 / weights / saved
             start = -min(bits, 16.0) if self.plan.shared else self._first_guess(bits)
 
@@ -382,7 +384,7 @@ def _diagonals(given: Mapping[str, Any] | None, inventory: Inventory) -> dict[st
     return checked
 
 
-def _inventory(model: Model) -> Inventory:
+def inventory_of(model: Model) -> Inventory:
     """What a model consists of, from whatever form it was given in."""
     if isinstance(model, Inventory):
         return model

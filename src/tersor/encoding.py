@@ -7,6 +7,7 @@ measured them; `tersor.lockstep` in the order of the data, each corrected for th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -75,7 +76,9 @@ class Plan:
         self.shared = [name for name in inventory.tensors if name in self.layers and config.tool(name) == "codebook"]
         if not config.keep_exact:
             for bn in inventory.batchnorms:
-                if all(_is_lossy(inventory.tensors[name]) and name not in inventory.exact for name in bn.names) \
+                # One that calibration has not seen at work may be another function than it looks.
+                seen = self.statistics is None or bn.prefix in self.statistics.batchnorms
+                if seen and all(_is_lossy(inventory.tensors[name]) and name not in inventory.exact for name in bn.names) \
                         and _is_plain(inventory, bn):
                     self.batchnorms[bn.prefix] = bn
             self._keep_orderly()
@@ -112,8 +115,11 @@ class Plan:
         """Whether a mean error of the layer's output is made up for."""
         return name in self.absorb or self.bias_of(name) is not None
 
-    def target(self, name: str) -> LayerTarget:
-        """The layer with its metric as calibration measured it, or without one."""
+    def target(self, name: str, corrected: bool = True) -> LayerTarget:
+        """The layer with its metric as calibration measured it, or without one.
+
+        corrected: mean errors (and scales) are made up for by a bias or BatchNorm where there is one.
+        """
         layer, tensor = self.layers[name], self.inventory.tensors[name]
         weight = self.config.layer(name).weight
         measured = self.statistics.layers.get(name) if self.statistics else None
@@ -122,7 +128,8 @@ class Plan:
             if sensitivity is not None:  # used by something that is no known layer
                 return elementwise_target(layer, tensor, sensitivity, weight)
             return unmeasured_target(layer, tensor, weight * self._typical)
-        return measured_target(layer, tensor, measured, self.is_centred(name), name in self.absorb, weight)
+        return measured_target(layer, tensor, measured, corrected and self.is_centred(name),
+                               corrected and name in self.absorb, weight)
 
     def elementwise(self, name: str) -> npt.NDArray[np.floating] | None:
         """h of a weight, in its shape: as given by the user, else the logit Gauss-Newton diagonal, G_ii A_jj."""
@@ -235,10 +242,11 @@ class Encoding:
             return to_dtype(self.kernels[name].tensor(array.shape), dtype, name)
         return to_dtype(self.scalars[name].tensor(array.shape).astype(np.float64), dtype, name)
 
-    def encode_batchnorm(self, prefix: str, scale: Matrix, mean_in: Matrix, mean_out: Matrix) -> BatchNormCode:
+    def encode_batchnorm(self, prefix: str, scale: Matrix, mean_in: Matrix,
+                         mean_out: Matrix) -> tuple[Matrix, Matrix]:
         """Quantise y = a z + b: scales `scale` [C], and shifts that map the mean input `mean_in` to `mean_out`.
 
-        So the rounding of the scale costs no mean error.
+        So the rounding of the scale costs no mean error. Returns scale and shift [C] as restored.
         """
         bn = self.plan.batchnorms[prefix]
         statistics = self.plan.statistics
@@ -253,7 +261,7 @@ class Encoding:
         code = affine.batchnorm_code((index, sign, resolution), mean_out - known * mean_in, shift_sensitivity,
                                      self.price, bn.eps)
         self.batchnorms[prefix] = code
-        return code
+        return code.scale(), code.shift()
 
     def encode_vector(self, name: str, values: npt.NDArray[Any]) -> Array:
         """Quantise a small tensor to `values` (which may be corrected ones); returns it as restored."""
@@ -323,7 +331,12 @@ class Encoding:
 
 def affine_of(inventory: Inventory, bn: BatchNormLayer) -> tuple[Matrix, Matrix]:
     """(a, b) float64 [C] of y = a z + b that a BatchNorm computes in eval mode."""
-    weight, bias, mean, variance = (inventory.tensors[name].astype(np.float64) for name in bn.names)
+    return affine_map(inventory.tensors, bn)
+
+
+def affine_map(tensors: Mapping[str, Array], bn: BatchNormLayer) -> tuple[Matrix, Matrix]:
+    """The same with the tensors of another state of the model."""
+    weight, bias, mean, variance = (np.asarray(tensors[name], dtype=np.float64) for name in bn.names)
     scale = weight / np.sqrt(variance + bn.eps)
     return scale, bias - scale * mean
 

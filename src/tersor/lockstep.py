@@ -162,7 +162,9 @@ class _Lockstep(CallCounter):
         elif name in self.plan.layers:
             def call(*args: Any, **kwargs: Any) -> Any:
                 return self._embedding(name, func, args, kwargs)
-        elif func is F.batch_norm and not argument(args, kwargs, 5, "training", False):
+        elif func is F.batch_norm and argument(args, kwargs, 5, "training", False):
+            raise Mismatch("a BatchNorm takes means and variances over the batch, so that samples depend on each other")
+        elif func is F.batch_norm:
             prefix = self.batchnorm_of.get(self.names.get(id(argument(args, kwargs, 1, "running_mean")), ""))
             if prefix is None:
                 return super().__torch_function__(func, types, args, kwargs)
@@ -311,10 +313,9 @@ class _Lockstep(CallCounter):
             other = self.values.get(number) if number is not None else None
             if other is not None and other.shape == x.shape:
                 wanted = wanted + (other[:middle] - other[middle:]).double().mean(over).numpy()
-            code = self.encoding.encode_batchnorm(prefix, scale * ratio, mean_hat, wanted)
             # As a decoder restores it: rounded to float32.
-            self.affine[prefix] = (torch.from_numpy(code.scale().astype(np.float32)),
-                                   torch.from_numpy(code.shift().astype(np.float32)))
+            a, b = self.encoding.encode_batchnorm(prefix, scale * ratio, mean_hat, wanted)
+            self.affine[prefix] = torch.from_numpy(a.astype(np.float32)), torch.from_numpy(b.astype(np.float32))
         shape = (1, -1, *[1] * (x.ndim - 2))
 
         def apply(part: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ argmin D + lambda R count in each block. This costs thousands of runs of the net
 
     tables = published.measure(plan, model)
     encoding = tables.encoding(price)
+
+Where there is no network to run, D is the layer's quadratic metric tr(G E A E^T) of the statistics, and without
+statistics the relative error of its weights: ours, not the paper's.
 """
 
 from __future__ import annotations
@@ -30,10 +33,11 @@ from .errors import ConfigError, StatisticsError
 from .lockstep import forward
 from .synthesis.transform import FIXED, basis_bytes
 from .synthesis.transform_blocks import Box
-from .tools import block_depths
+from .tools import block_depths, candidate
 from .tools.block_depths import Table
 from .tools.block_transform import Blocks, Part, transform_layer
 from .tools.metric import Matrix
+from .tools.target import to_matrix
 
 IMAGES = 32
 """Of the statistics' samples: D is their mean."""
@@ -62,8 +66,8 @@ class Tables:
     plan: Plan
     layers: list[Blocks]
     tables: dict[str, list[Table]]  # of the blocks of each layer, part by part
-    signal: float = 0.0  # mean over images of |y|^2
-    evaluations: int = 0
+    signal: float = 0.0  # mean over images of |y|^2; 0 without a network
+    evaluations: int = 0  # of the network; 0 without one
     seconds: float = 0.0
     _codes: dict[tuple[str, bytes], Any] = field(default_factory=dict)
 
@@ -76,8 +80,13 @@ class Tables:
     def note(self) -> str:
         """The cost, for people."""
         measured = sum(table.measured + 1 for table in self.every)
-        return (f"bit depths as published: {len(self.every)} blocks, {measured} distortions measured in "
-                f"{self.evaluations} runs of the network on {IMAGES} samples at most, {self.seconds:.1f} s")
+        how = f"measured in {self.evaluations} runs of the network on {IMAGES} samples at most"
+        if not self.evaluations:
+            how = "not measured at the output, as there is no network to run, but " + (
+                "each layer's relative error" if self.plan.statistics is None else
+                "by the layers' quadratic metric, tr(G E A E^T)")
+        return (f"bit depths as published: {len(self.every)} blocks, {measured} distortions {how}, "
+                f"{self.seconds:.1f} s")
 
     def price_for(self, budget: float) -> float:
         """The least lambda at which the elements of all blocks take at most `budget` bits."""
@@ -114,35 +123,60 @@ class Tables:
 
 def measure(plan: Plan, model: nn.Module | None, progress: Callable[[str], None] | None = None,
             images: int = IMAGES) -> Tables:
-    """Tables of all blocks of all layers.
+    """Tables of all blocks of all layers: at the outputs of `model`, or, without one, by the layers' metric.
 
-    Raises ConfigError without an nn.Module or samples, StatisticsError where the outputs are not finite.
+    Raises ConfigError for an nn.Module without samples, StatisticsError where the outputs are not finite.
     """
-    samples = plan.statistics.samples if plan.statistics is not None else None
-    if model is None:
-        raise ConfigError("coder='fixed' measures the network's outputs: it needs the nn.Module, from Python "
-                          "(coder='entropy' does not)")
-    if plan.statistics is None or samples is None:
-        raise ConfigError("coder='fixed' measures the network's outputs: it needs statistics with samples "
-                          "(tersor.calibrate(..., keep=...))")
-    chosen = {key: value[:images] for key, value in samples.items()} if isinstance(samples, dict) else samples[:images]
     start = time.perf_counter()
     layers = [transform_layer(plan.target(name), plan.config) for name in plan.layers]
     found = Tables(plan, layers, {})
+    done = 0
+
+    def add(layer: Blocks, tables: list[Table]) -> None:
+        nonlocal done
+        found.tables[layer.name] = tables
+        done += 1
+        if progress is not None:
+            progress(f"D(R) measured on {done} of {len(layers)} layers")
+
+    if model is None:
+        for layer in layers:
+            add(layer, _by_metric(plan, layer))
+    else:
+        _by_network(found, model, images, add)
+    found.seconds = time.perf_counter() - start
+    return found
+
+
+def _by_metric(plan: Plan, layer: Blocks) -> list[Table]:
+    """D = tr(G E A E^T), of the layer's statistics or of its relative error."""
+    target = plan.target(layer.name, corrected=False)
+
+    def loss(weights: Matrix) -> float:
+        """D of other weights, float64 in the tensor's shape."""
+        return candidate.distortion(target, np.asarray(to_matrix(weights, target.layer), dtype=np.float64))
+
+    return _tables(layer, plan.inventory.tensors[layer.name].astype(np.float64), loss, 0.0)
+
+
+def _by_network(found: Tables, model: nn.Module, images: int, add: Callable[[Blocks, list[Table]], None]) -> None:
+    plan = found.plan
+    samples = plan.statistics.samples if plan.statistics is not None else None
+    if samples is None:
+        raise ConfigError("coder='fixed' measures the network's outputs: it needs statistics with samples "
+                          "(tersor.calibrate(..., keep=...))")
+    chosen = {key: value[:images] for key, value in samples.items()} if isinstance(samples, dict) else samples[:images]
     with undisturbed(model):
         replay = Replay(model, lambda network: forward(network, chosen, images))
         reference = replay.reference
         found.signal = float((reference**2).sum()) / len(reference)
         if not np.isfinite(found.signal):
             raise StatisticsError("the network's outputs on the samples hold NaN or infinity")
-        blocks = sum(part.cuts.blocks for layer in layers for part in layer.parts)
+        blocks = sum(part.cuts.blocks for layer in found.layers for part in layer.parts)
         negligible = NEGLIGIBLE * found.signal / max(blocks, 1)
-        for number, layer in enumerate(layers):
-            found.tables[layer.name] = _measure_layer(plan, layer, replay, found, negligible)
-            if progress is not None:
-                progress(f"D(R) measured on {number + 1} of {len(layers)} layers")
-    found.evaluations, found.seconds = replay.evaluations, time.perf_counter() - start
-    return found
+        for layer in found.layers:
+            add(layer, _measure_layer(plan, layer, replay, found, negligible))
+    found.evaluations = replay.evaluations
 
 
 def _measure_layer(plan: Plan, layer: Blocks, replay: Replay, found: Tables, negligible: float) -> list[Table]:
@@ -161,9 +195,13 @@ def _measure_layer(plan: Plan, layer: Blocks, replay: Replay, found: Tables, neg
                 """Of a layer that the outputs do not need: as if they did, like a typical layer."""
                 return found.signal * float(((weights - tensor) ** 2).sum()) / energy
 
-            return [_table(layer, part, box, tensor, relative, negligible) for part in layer.parts
-                    for box in part.boxes()]
-        return [_table(layer, part, box, tensor, loss, negligible) for part in layer.parts for box in part.boxes()]
+            return _tables(layer, tensor, relative, negligible)
+        return _tables(layer, tensor, loss, negligible)
+
+
+def _tables(layer: Blocks, tensor: Matrix, loss: Callable[[Matrix], float], negligible: float) -> list[Table]:
+    """Of all blocks; loss: D of other weights than `tensor`."""
+    return [_table(layer, part, box, tensor, loss, negligible) for part in layer.parts for box in part.boxes()]
 
 
 def _table(layer: Blocks, part: Part, box: Box, tensor: Matrix, loss: Callable[[Matrix], float],

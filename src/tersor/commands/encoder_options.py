@@ -40,6 +40,9 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--transforms", type=arguments.names, metavar="NAME[,NAME...]",
                         help="that the transform tool may choose from: identity, elt, klt, dct1, dct2, elt-taps, "
                              "klt-taps, elt+dct2 ...")
+    parser.add_argument("--transform-coder", choices=get_args(get_type_hints(TransformConfig)["coder"]),
+                        help="of the transform tool: fixed has a bit depth for each block of a layer, as in the paper, "
+                             f"and needs --tool transform (default: {TransformConfig.coder})")
     parser.add_argument("--kernels", type=int, metavar="N",
                         help="size of each layer's codebook of kernels (default: what rate and distortion prefer)")
     parser.add_argument("--kernel-bits", type=int, metavar="B",
@@ -68,6 +71,7 @@ def encoder_config(options: argparse.Namespace) -> Config:
         flag = "--per-layer" if "scope" in chosen else f"--{next(iter(chosen))}"
         raise ConfigError(f"{flag} is for the codebook tool: give --tool codebook or --layer REGEX=codebook as well")
     for flag, value, tool in (("--transforms", options.transforms, "transform"),
+                              ("--transform-coder", options.transform_coder, "transform"),
                               ("--kernels", options.kernels, "kernels"),
                               ("--kernel-bits", options.kernel_bits, "kernels")):
         if value is not None and tool not in used:
@@ -75,7 +79,8 @@ def encoder_config(options: argparse.Namespace) -> Config:
     if options.levels is not None and options.method == "uniform":
         raise ConfigError("--levels is for --method ecsq and kmeans; with uniform the number of values follows from "
                           "the target")
+    transform = TransformConfig(options.transforms, coder=options.transform_coder or TransformConfig.coder)
     bits = KernelConfig.value_bits if options.kernel_bits is None else options.kernel_bits
     return Config(tools=options.tool, mode=options.mode, effort=options.effort, keep_exact=options.keep_exact,
-                  layers=layers, codebook=CodebookConfig(**chosen), transform=TransformConfig(options.transforms),
+                  layers=layers, codebook=CodebookConfig(**chosen), transform=transform,
                   kernels=KernelConfig(size=options.kernels, value_bits=bits))
