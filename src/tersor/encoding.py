@@ -78,8 +78,8 @@ class Plan:
             for bn in inventory.batchnorms:
                 # One that calibration has not seen at work may be another function than it looks.
                 seen = self.statistics is None or bn.prefix in self.statistics.batchnorms
-                if seen and all(_is_lossy(inventory.tensors[name]) and name not in inventory.exact for name in bn.names) \
-                        and _is_plain(inventory, bn):
+                lossy = all(_is_lossy(inventory.tensors[name]) and name not in inventory.exact for name in bn.names)
+                if seen and lossy and _is_plain(inventory, bn):
                     self.batchnorms[bn.prefix] = bn
             self._keep_orderly()
         taken = {name for bn in self.batchnorms.values() for name in bn.names} | set(self.layers)
