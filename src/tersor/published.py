@@ -82,9 +82,9 @@ class Tables:
         measured = sum(table.measured + 1 for table in self.every)
         how = f"measured in {self.evaluations} runs of the network on {IMAGES} samples at most"
         if not self.evaluations:
-            how = "not measured at the output, as there is no network to run, but " + (
+            how = "not measured at the output, as there is no network to run, but by " + (
                 "each layer's relative error" if self.plan.statistics is None else
-                "by the layers' quadratic metric, tr(G E A E^T)")
+                "the layers' quadratic metric, tr(G E A E^T)")
         return (f"bit depths as published: {len(self.every)} blocks, {measured} distortions {how}, "
                 f"{self.seconds:.1f} s")
 
