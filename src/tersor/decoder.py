@@ -21,11 +21,12 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .bitstream import digest as digest_module
 from .bitstream.container import open_source, read_manifest, read_section
 from .bitstream.dtypes import NUMPY
 from .bitstream.manifest import Manifest, TensorRecord
 from .bitstream.source import Readable, Source
-from .errors import FormatError, UnsupportedError
+from .errors import ChecksumError, FormatError, UnsupportedError
 from .limits import DEFAULT_LIMITS, Limits
 
 Array: TypeAlias = npt.NDArray[np.generic]
@@ -37,6 +38,11 @@ _TOOLS: dict[int, str] = {0: "raw", 1: "scalar", 2: "batchnorm", 3: "vector", 4:
 
 TIED = "tersor.tied"
 """Metadata key; "1" where aliases are one tensor in the model too, and not only equal by their values."""
+SOURCE = "tersor.source"
+"""Metadata key: the format that the model was a file of; and then the name of the tensor that holds the rest of that
+file, which is none of the model's (see `tersor.adapters.skeleton`)."""
+OWN_KEYS = (TIED, SOURCE, digest_module.KEY)
+"""Metadata that is the format's own, and not the model's."""
 
 
 def tool_name(tool: int) -> str:
@@ -79,6 +85,7 @@ class TersorFile(Mapping[str, Array]):
         self.manifest: Manifest = read_manifest(source, self._limits)
         """What the file says of itself; reading it decodes nothing."""
         self._index = {record.name: i for i, record in enumerate(self.manifest.tensors)}
+        self._rest = self._index.pop(SOURCE, None) if SOURCE in self.manifest.metadata else None
         self._sections: dict[int, list[Array]] = {}
         self._locks = [threading.Lock() for _ in self.manifest.sections]
         self._places = {index: place for members in self.manifest.members  # of each tensor in its section
@@ -118,12 +125,30 @@ class TersorFile(Mapping[str, Array]):
     @property
     def metadata(self) -> dict[str, str]:
         """The text pairs that came with the model."""
-        return {key: value for key, value in self.manifest.metadata.items() if key != TIED}
+        return {key: value for key, value in self.manifest.metadata.items() if key not in OWN_KEYS}
 
     @property
     def tied(self) -> bool:
         """Whether `aliases` were one tensor in the model that was compressed, or only had equal values."""
         return dict(self.manifest.metadata).get(TIED) == "1"
+
+    @property
+    def source_format(self) -> str | None:
+        """What the model was a file of ("onnx", "pytorch", "pt2" ...), where the file holds all the rest of it too."""
+        return self.manifest.metadata.get(SOURCE) if self._rest is not None else None
+
+    @property
+    def source(self) -> bytes:
+        """All but the weights of the file that the model was, for `tersor.adapters.skeleton`; empty if there is none.
+
+        Raises FormatError where it is damaged.
+        """
+        if self._rest is None:
+            return b""
+        record = self.manifest.tensors[self._rest]
+        if record.section is None or record.dtype != "U8" or len(record.shape) != 1:
+            raise FormatError(f"the rest of the source file is {record.dtype} {list(record.shape)}: corrupt file")
+        return self._decoded(record.section)[self._places[self._rest]].tobytes()
 
     @property
     def aliases(self) -> dict[str, str]:
@@ -158,12 +183,38 @@ class TersorFile(Mapping[str, Array]):
         self._sections.clear()
 
     def verify(self) -> None:
-        """Check everything: every checksum, and that every section decodes. Keeps nothing in memory.
+        """Check everything: every checksum, that every section decodes, and the digest if there is one. Keeps
+        nothing in memory.
 
-        Raises the FormatError that a reader would meet.
+        Raises the FormatError that a reader would meet, ChecksumError where the tensors have another digest.
         """
         for section in range(len(self.manifest.sections)):
-            self._decode(section, self._threads)
+            self.payload(section)  # damage shows before anything is decoded
+        stored = self.stored_digest
+        if stored is None:
+            for section in range(len(self.manifest.sections)):
+                self._decode(section, self._threads)
+        elif (found := self.digest()) != stored:
+            raise ChecksumError(f"{self._source.label}: the tensors have the SHA-256 {found}, and the file says "
+                                f"{stored!r}; it was changed, or this decoder does not do what the encoder did")
+
+    @property
+    def stored_digest(self) -> str | None:
+        """The SHA-256 of the tensors that the file itself states, if it does; `verify` compares."""
+        return self.manifest.metadata.get(digest_module.KEY)
+
+    def digest(self) -> str:
+        """The SHA-256 of all tensors as they are decoded here, in hexadecimal; see docs/format.md, "Digest".
+
+        Two files with the same digest restore the same network, however they are coded. Keeps nothing in memory.
+        """
+        tensors = self.manifest.tensors
+        content: dict[int, bytes] = {}
+        for section, members in enumerate(self.manifest.members):
+            for index, array in zip(members, self._decode(section, self._threads), strict=True):
+                content[index] = digest_module.of_array(array)
+        return digest_module.of_tensors(
+            (record, content[i if record.alias_of is None else record.alias_of]) for i, record in enumerate(tensors))
 
     def close(self) -> None:
         """Close the file. Arrays that were decoded stay."""

@@ -12,8 +12,9 @@ from .adapters.inventory import Inventory
 from .bitstream import container
 from .bitstream.dtypes import name_of
 from .bitstream.manifest import TensorRecord
-from .decoder import TIED
+from .decoder import SOURCE, TIED
 from .encoding import Encoding
+from .errors import ModelError
 from .synthesis import batchnorm, codebook, kernels, raw, scalar, transform, vector
 from .synthesis.scalar import FAST, SMALL
 from .synthesis.transform import FIXED, BlockCode, TransformCode
@@ -94,13 +95,21 @@ def write(encoding: Encoding) -> Written:
     if plan.raw:
         add(RAW, plan.raw, raw.encode([inventory.tensors[name] for name in plan.raw]))
     records = []
+    if inventory.source:
+        rest = np.frombuffer(inventory.source, dtype=np.uint8)
+        sections.append((RAW, raw.encode([rest])))
     for name in inventory.names:
         source = inventory.aliases.get(name)
         array = inventory.tensors[source if source is not None else name]
         records.append(TensorRecord(name, name_of(array.dtype), tuple(array.shape),
                                     None if source is not None else home[name],
                                     position[source] if source is not None else None))
-    metadata = {key: value for key, value in inventory.metadata.items() if key != TIED}
+    metadata = {key: value for key, value in inventory.metadata.items() if key not in (TIED, SOURCE)}
+    if inventory.source:
+        if SOURCE in inventory.names:
+            raise ModelError(f"a tensor is called {SOURCE!r}, which .tersor files reserve; rename it")
+        records.append(TensorRecord(SOURCE, "U8", (len(inventory.source),), len(sections) - 1, None))
+        metadata[SOURCE] = inventory.format
     if inventory.aliases and inventory.tied:
         metadata[TIED] = "1"
     data = container.to_bytes(records, sections, parameters=inventory.parameters, metadata=metadata)

@@ -69,6 +69,8 @@ class Inventory:
       equal to them (restoring one would change the other), and buffers of which nothing is known (masks,
       tables, variances: anything may depend on their last bit).
     * `metadata`: free text pairs that travel with the model.
+    * `format`, `source`: the format of the file that the model was, and all of that file but the tensors
+      (`tersor.adapters.skeleton`), both empty where there is nothing to keep.
     """
 
     tensors: dict[str, Array]
@@ -80,6 +82,8 @@ class Inventory:
     metadata: dict[str, str] = field(default_factory=dict)
     exact: frozenset[str] = frozenset()
     tied: bool = False
+    format: str = ""
+    source: bytes = b""
 
 
 @dataclass(frozen=True)

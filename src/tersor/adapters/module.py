@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..errors import ModelError
+from .described import Described, in_order
 from .inventory import Array, BatchNormLayer, Inventory, Kind, WeightLayer
 
 _LAZY = (UninitializedParameter, UninitializedBuffer)
@@ -38,10 +39,17 @@ def inventory_of_module(model: nn.Module) -> Inventory:
     meta device), are sparse or quantised by torch, or have a dtype that .tersor files cannot hold.
     """
     entries = dict(_entries(model))
+    described = model if isinstance(model, Described) else None
+    if described is not None:
+        entries = {name: entries[name] for name in in_order(entries, described.order)}
     aliases = _aliases(entries)
     kept = {name: tensor for name, tensor in entries.items() if name not in aliases}
-    batchnorms = _batchnorms(model, entries, aliases)
-    layers = _layers(model, kept, aliases)
+    if described is not None:
+        batchnorms = list(described.batchnorm_layers)
+        layers = [layer for layer in described.weight_layers if layer.name in kept]
+    else:
+        batchnorms = _batchnorms(model, entries, aliases)
+        layers = _layers(model, kept, aliases)
     known = {name for bn in batchnorms for name in bn.names}
     known |= {name for layer in layers for name in (layer.name, layer.bias) if name is not None}
     unknown = {name for name, tensor in kept.items() if not isinstance(tensor, nn.Parameter)} - known
@@ -52,8 +60,11 @@ def inventory_of_module(model: nn.Module) -> Inventory:
         layers=layers,
         batchnorms=batchnorms,
         parameters=sum(p.numel() for p in model.parameters()),
+        metadata=described.metadata if described is not None else {},
         exact=_overlapping(kept) | unknown,
         tied=bool(aliases),
+        format=described.source_format if described is not None else "",
+        source=described.source if described is not None else b"",
     )
 
 

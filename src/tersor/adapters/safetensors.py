@@ -13,6 +13,7 @@ import os
 import struct
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,9 @@ from ..bitstream.dtypes import FLOATS, NUMPY, from_bytes, name_of, to_bytes
 from ..bitstream.source import PathLike
 from ..errors import ModelError
 from .inventory import Array, Inventory, WeightLayer
+from .skeleton import Skeleton, cut
 
+FORMAT = "safetensors"
 _LENGTH = struct.Struct("<Q")
 _RUNNING = ("running_mean", "running_var")
 """Kept bit for bit: a small variance that was rounded to zero would multiply a channel by hundreds."""
@@ -40,11 +43,12 @@ def read(path: PathLike) -> Inventory:
     1 KiB or more with equal dtype, shape and bytes are stored once, as aliases (that is what tied weights
     become when they are saved), unless all their elements are equal. `parameters` counts floating-point
     elements without running statistics, each tied tensor once. The arrays are read-only views of the file.
+    A header that `write` would write differently is kept in the inventory's `source`.
 
     Raises ModelError where it is not a valid safetensors file or has an element type that tersor does
     not know (it names the tensor); OSError where it cannot be read.
     """
-    header, data = _open(path)
+    header, data, front = _open(path)
     metadata = header.pop("__metadata__", {})
     arrays: dict[str, Array] = {}
     for name in sorted(header, key=lambda key: header[key]["data_offsets"]):
@@ -56,7 +60,22 @@ def read(path: PathLike) -> Inventory:
         array = from_bytes(data[start:end], entry["dtype"], tuple(entry["shape"]))
         array.flags.writeable = False
         arrays[name] = array
-    return _inventory(arrays, metadata)
+    inventory = _inventory(arrays, metadata)
+    if _header(arrays, metadata)[0] == front:
+        return inventory
+    whole = front + bytes(data)
+    places = [(start, length, name, None) for name, (start, length) in spans(whole).items() if length]
+    skeleton = Skeleton(FORMAT, [cut("", whole, places)])
+    return replace(inventory, format=FORMAT, source=skeleton.to_bytes(inventory.names))
+
+
+def spans(data: bytes) -> dict[str, tuple[int, int]]:
+    """Name -> offset and length in bytes of each tensor in a safetensors file that has been checked."""
+    (length,) = _LENGTH.unpack_from(data)
+    header = json.loads(data[8 : 8 + length].decode("utf-8"))
+    header.pop("__metadata__", None)
+    places = {name: entry["data_offsets"] for name, entry in header.items()}
+    return {name: (8 + length + start, end - start) for name, (start, end) in places.items()}
 
 
 def inventory_of_arrays(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> Inventory:
@@ -84,9 +103,23 @@ def write(path: PathLike, tensors: Mapping[str, npt.NDArray[np.generic]],
     Tied tensors are written in full each: the format has no aliases.
     Raises ModelError for an element type or a name that the format cannot hold.
     """
-    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     if "__metadata__" in tensors:
         raise ModelError("a tensor is called '__metadata__', which safetensors files reserve")
+    try:
+        front, order, offset = _header(tensors, metadata)
+    except UnicodeEncodeError:
+        raise ModelError("a tensor name or metadata text is not valid Unicode") from None
+    with atomic_write(path, overwrite=overwrite) as file:
+        file.write(front)
+        for name in order:
+            file.write(to_bytes(tensors[name]))
+    return len(front) + offset
+
+
+def _header(tensors: Mapping[str, npt.NDArray[np.generic]],
+            metadata: Mapping[str, str] | None) -> tuple[bytes, Sequence[str], int]:
+    """The bytes before the data, the order of the tensors, and the bytes of the data."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     order = _aligned_order(tensors)
     offset = 0
     for name in order:
@@ -94,16 +127,9 @@ def write(path: PathLike, tensors: Mapping[str, npt.NDArray[np.generic]],
         place = [offset, offset + array.nbytes]
         entries[name] = {"dtype": name_of(array.dtype), "shape": list(array.shape), "data_offsets": place}
         offset += array.nbytes
-    try:
-        header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise ModelError("a tensor name or metadata text is not valid Unicode") from None
+    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     header += b" " * (-len(header) % 8)
-    with atomic_write(path, overwrite=overwrite) as file:
-        file.write(_LENGTH.pack(len(header)) + header)
-        for name in order:
-            file.write(to_bytes(tensors[name]))
-    return _LENGTH.size + len(header) + offset
+    return _LENGTH.pack(len(header)) + header, order, offset
 
 
 def _as_array(name: str, value: object) -> Array:
@@ -135,8 +161,8 @@ def _inventory(arrays: dict[str, Array], metadata: Mapping[str, str]) -> Invento
                      exact=frozenset(name for name in tensors if name.endswith(_RUNNING)))
 
 
-def _open(path: PathLike) -> tuple[dict[str, Any], memoryview]:
-    """The header as JSON, and the data part of the mapped file. The library has checked both."""
+def _open(path: PathLike) -> tuple[dict[str, Any], memoryview, bytes]:
+    """The header as JSON, the data part of the mapped file, and the part before. The library has checked both."""
     name = os.fspath(path)
     with open(name, "rb") as file:
         try:
@@ -147,7 +173,7 @@ def _open(path: PathLike) -> tuple[dict[str, Any], memoryview]:
         mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     (length,) = _LENGTH.unpack_from(mapped)
     header = json.loads(bytes(mapped[8 : 8 + length]).decode("utf-8"))
-    return header, mapped[8 + length :]
+    return header, mapped[8 + length :], bytes(mapped[: 8 + length])
 
 
 def _aligned_order(tensors: Mapping[str, npt.NDArray[np.generic]]) -> Sequence[str]:
