@@ -186,6 +186,7 @@ class Config:
       data: every layer makes up for the errors of those before it. 6: trellis-coded quantization where it pays;
       7 (the default): transforms of the taps, too; 9: all transforms, and kernels.
     * `keep_exact`: BatchNorm and every other tensor that is no weight matrix stays bit-exact.
+    * `digest`: the SHA-256 of all decoded tensors is put into the file (about 60 bytes); `verify` compares it.
     * `layers`: regular expression (matched against the whole weight name) -> LayerConfig; the first match
       counts.
     * `codebook`, `transform`, `kernels`: how these tools work, where they are used.
@@ -195,6 +196,7 @@ class Config:
     mode: str = "small"
     effort: int = DEFAULT_EFFORT
     keep_exact: bool = False
+    digest: bool = False
     layers: Mapping[str, LayerConfig] = field(default_factory=dict)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     transform: TransformConfig = field(default_factory=TransformConfig)

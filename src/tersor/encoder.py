@@ -97,11 +97,13 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
     network = model if isinstance(model, nn.Module) else None
     job = _PublishedJob(plan, network, progress) if is_wanted(settings) else _Job(plan, network)
     if evaluate is not None and kind == "max_drop":
-        return job.to_drop(float(wanted), evaluate, drop_end, progress)
-    if kind == "snr":
-        return job.to_snr(float(wanted), progress)
-    target = float(wanted) if kind == "size" else wanted * inventory.parameters / 8.0
-    return job.to_size(target, progress)
+        packed = job.to_drop(float(wanted), evaluate, drop_end, progress)
+    elif kind == "snr":
+        packed = job.to_snr(float(wanted), progress)
+    else:
+        target = float(wanted) if kind == "size" else wanted * inventory.parameters / 8.0
+        packed = job.to_size(target - (Packed.DIGEST_BYTES if settings.digest else 0), progress)
+    return packed.with_digest() if settings.digest else packed
 
 
 def restore(file: Any, into: nn.Module, *, limits: Limits | None = None,

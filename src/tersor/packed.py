@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
+from .bitstream import digest
 from .bitstream.atomic import atomic_write
+from .bitstream.container import to_bytes
 from .decoder import TersorFile, load, tool_name
 
 
@@ -23,6 +26,9 @@ class Packed:
       codebooks), distortion, losers: [label, J over the winner's J].
     * `drop`: of a file with a bound on it, what was measured: `tersor.evaluate.Drop` as plain data.
     """
+
+    DIGEST_BYTES: ClassVar[int] = 84
+    """What `with_digest` adds to a file at most."""
 
     data: bytes = field(repr=False)
     parameters: int
@@ -52,6 +58,19 @@ class Packed:
     def load(self) -> TersorFile:
         """The tensors, decoded from the file's bytes."""
         return load(self.data)
+
+    def trainable(self, model: Any, **options: Any) -> Any:
+        """A module whose parameters are what this file holds, for a training loop of one's own: see
+        `tersor.Trainable(packed, model, **options)`, which this is. (`tersor.finetune` is the ready loop.)"""
+        return importlib.import_module(".training.trainable", __package__).Trainable(self, model, **options)
+
+    def with_digest(self) -> Packed:
+        """The same file with the SHA-256 of its decoded tensors in its metadata, which `TersorFile.verify` compares."""
+        with self.load() as file:
+            manifest = file.manifest
+            sections = [(section.tool, file.payload(i)) for i, section in enumerate(manifest.sections)]
+            metadata = {**manifest.metadata, digest.KEY: file.digest()}
+        return replace(self, data=to_bytes(manifest.tensors, sections, parameters=manifest.parameters, metadata=metadata))
 
     def report(self) -> dict[str, object]:
         """Where the bytes go, and what the encoder measured.

@@ -12,7 +12,7 @@ from .adapters.inventory import Inventory
 from .bitstream import container
 from .bitstream.dtypes import name_of
 from .bitstream.manifest import TensorRecord
-from .decoder import SOURCE, TIED
+from .decoder import OWN_KEYS, SOURCE, TIED
 from .encoding import Encoding
 from .errors import ModelError
 from .synthesis import batchnorm, codebook, kernels, raw, scalar, transform, vector
@@ -104,7 +104,7 @@ def write(encoding: Encoding) -> Written:
         records.append(TensorRecord(name, name_of(array.dtype), tuple(array.shape),
                                     None if source is not None else home[name],
                                     position[source] if source is not None else None))
-    metadata = {key: value for key, value in inventory.metadata.items() if key not in (TIED, SOURCE)}
+    metadata = {key: value for key, value in inventory.metadata.items() if key not in OWN_KEYS}
     if inventory.source:
         if SOURCE in inventory.names:
             raise ModelError(f"a tensor is called {SOURCE!r}, which .tersor files reserve; rename it")

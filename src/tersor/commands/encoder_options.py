@@ -30,6 +30,8 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
                         help=f"{MIN_EFFORT} to {MAX_EFFORT}: time for bytes (default: %(default)s)")
     parser.add_argument("--keep-exact", action="store_true",
                         help="keep every tensor that is no weight matrix bit for bit")
+    parser.add_argument("--digest", action="store_true",
+                        help="put the SHA-256 of all restored tensors into the file; tersor verify compares it")
     parser.add_argument("--layer", type=arguments.layer, action="append", default=[], metavar="REGEX=WHAT",
                         help="for weights whose whole name matches: raw keeps them bit for bit; scalar, transform, "
                              "kernels, codebook: the tool for them; weight:4 multiplies what their errors count by 4. "
@@ -82,5 +84,5 @@ def encoder_config(options: argparse.Namespace) -> Config:
     transform = TransformConfig(options.transforms, coder=options.transform_coder or TransformConfig.coder)
     bits = KernelConfig.value_bits if options.kernel_bits is None else options.kernel_bits
     return Config(tools=options.tool, mode=options.mode, effort=options.effort, keep_exact=options.keep_exact,
-                  layers=layers, codebook=CodebookConfig(**chosen), transform=transform,
+                  digest=options.digest, layers=layers, codebook=CodebookConfig(**chosen), transform=transform,
                   kernels=KernelConfig(size=options.kernels, value_bits=bits))
