@@ -22,8 +22,8 @@ ROWS: tuple[frozenset[str], ...] = tuple(frozenset(row.split()) for row in (
     "bitstream", "synthesis", "decoder",  # bytes -> integers -> weights: all that reading needs
     "adapters codes config packed parallel",
     "statistics runtime sections", "calibration tools evaluate data",
-    "sensitivity allocation choice diagonals", "encoding",
-    "lockstep writer", "published", "encoder", "finetune sweep report repack",
+    "sensitivity allocation choice diagonals onnx", "encoding",
+    "lockstep writer guess", "published", "encoder", "hub finetune training sweep predict report repack",
     "kernel_tuning transform_tuning",
     "show", "commands", "cli", "__main__",
 ))
@@ -33,7 +33,8 @@ from itself. A new room gets the earliest row that works; some have a place befo
 DECODING = ROWS[0] | ROWS[1] | ROWS[2] | ROWS[3] | ROWS[4]
 LEAN = DECODING | {"config", "packed", "show", "commands", "cli"}
 """Rooms that never import torch by themselves, not even in a function."""
-LEAN_ADAPTERS = {"adapters", "adapters.safetensors", "adapters.inventory"}
+LEAN_ADAPTERS = {"adapters", "adapters.safetensors", "adapters.inventory", "adapters.skeleton",
+                 "adapters.restored"}
 
 
 def modules() -> dict[str, Path]:

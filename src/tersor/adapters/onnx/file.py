@@ -112,7 +112,7 @@ def from_files(files: _Files, label: str) -> tuple[OnnxNetwork, list[str]]:
     if skeleton is None:
         notes.append(f"{label} has weights that are not plain bytes, or that share them: it comes back as one file "
                      f"with raw data")
-        files = _Files(files.folder, {"": canonical(model, tensors)})
+        files = _Files(files.folder, {"": canonical_bytes(model, tensors)})
         spans = tensor_spans(files.data[""])
         for tensor in tensors.values():
             tensor.file, tensor.span = "", spans[0].get(tensor.name, spans[1].get(tensor.name))
@@ -135,7 +135,15 @@ def from_files(files: _Files, label: str) -> tuple[OnnxNetwork, list[str]]:
     return network, notes
 
 
-def canonical(model: Any, tensors: Mapping[str, _Tensor]) -> bytes:
+def open_bytes(parts: Mapping[str, bytes]) -> tuple[Any, OnnxNetwork, dict[str, _Tensor]]:
+    """Of a model in memory (path -> bytes): its message, the network, and its tensors by name."""
+    files = _Files("", dict(parts))
+    model = parse(files.data[""], "the restored model")
+    network, _ = from_files(files, "the restored model")
+    return model, network, {tensor.name: tensor for tensor in _tensors(model, files)}
+
+
+def canonical_bytes(model: Any, tensors: Mapping[str, _Tensor]) -> bytes:
     """The model as one message in which all known tensors are raw data."""
     copy = library().ModelProto()
     copy.CopyFrom(model)
