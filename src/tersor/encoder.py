@@ -95,7 +95,7 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
             inventory = stats.explain(inventory)
     plan = Plan(inventory, stats, settings, _diagonals(sensitivity, inventory))
     network = model if isinstance(model, nn.Module) else None
-    job = _PublishedJob(plan, network, progress) if is_wanted(settings) else _Job(plan, network)
+    job = PublishedJob(plan, network, progress) if is_wanted(settings) else Job(plan, network)
     if evaluate is not None and kind == "max_drop":
         packed = job.to_drop(float(wanted), evaluate, drop_end, progress)
     elif kind == "snr":
@@ -125,7 +125,7 @@ class _Trial:
     snr: float | None
 
 
-class _Job:
+class Job:
     """One call of `compress`: encodes at any lambda."""
 
     def __init__(self, plan: Plan, model: nn.Module | None) -> None:
@@ -159,10 +159,10 @@ class _Job:
             saved = CONTEXT_GAIN if config.mode == "small" else STATIC_GAIN
             saved *= TRELLIS_GAIN if config.effort >= TRELLIS_EFFORT and not self.plan.shared else 1.0
             bits = max(target - other, 0.0) * 8.0 / weights / saved
-            start = -min(bits, 16.0) if self.plan.shared else self._first_guess(bits)
+            start = -min(bits, 16.0) if self.plan.shared else self.first_guess(bits)
 
         def encode(log_price: float) -> tuple[float, _Trial]:
-            trial = self._encode(log_price)
+            trial = self.encode(log_price)
             return float(len(trial.written.data)), trial
 
         slope = -max(weights, 1) / (8.0 if self.plan.shared else 16.0)
@@ -190,11 +190,11 @@ class _Job:
                               "give bits= or size= instead")
 
         def encode(log_price: float) -> tuple[float, _Trial]:
-            trial = self._encode(log_price, measure=True)
+            trial = self.encode(log_price, measure=True)
             assert trial.snr is not None
             return trial.snr, trial
 
-        guess = -max(target, 1.0) / 6.0 if self.plan.shared else self._first_guess(target / 6.0)
+        guess = -max(target, 1.0) / 6.0 if self.plan.shared else self.first_guess(target / 6.0)
         best = _search_snr(encode, target, guess, progress)
         if best.value > target + TOLERANCE * abs(target) and best.result.encoding.decisions:
             self.plan.chooser.frozen = True
@@ -212,7 +212,7 @@ class _Job:
 
         def attempt(log_price: float) -> tuple[bool, float, tuple[Trial[_Trial], Drop]]:
             nonlocal least
-            trial = self._encode(log_price)
+            trial = self.encode(log_price)
             size = len(trial.written.data)
             drop = paired_drop(before, evaluate(restore(trial.written.data, copied)))
             worst = drop.high if end == "worst" else drop.mean
@@ -222,7 +222,7 @@ class _Job:
                 progress(f"{size:,} bytes, {drop}, at most {most:g} wanted")
             return worst <= most, float(size), (Trial(log_price, float(size), trial), drop)
 
-        found = search_accepted(attempt, -DROP_START if self.plan.shared else self._first_guess(DROP_START))
+        found = search_accepted(attempt, -DROP_START if self.plan.shared else self.first_guess(DROP_START))
         if found is None:
             raise TargetError(f"a drop of at most {most:g} points is out of reach: the best was {least}. "
                               + ("More samples make the interval narrower, or let its mean count (drop_end)"
@@ -232,7 +232,8 @@ class _Job:
         self.notes.append(f"{drop}; {counted}")
         return replace(self._packed(best), drop=drop.as_dict())
 
-    def _encode(self, log_price: float, measure: bool = False) -> _Trial:
+    def encode(self, log_price: float, measure: bool = False) -> _Trial:
+        """One encoding at log2 lambda (of shared values: at minus their bits/weight); `measure`: with its snr."""
         snr = None
         encoding = self._begin(log_price)
         done = False
@@ -280,7 +281,7 @@ class _Job:
         return Packed(trial.written.data, self.plan.inventory.parameters, float(trial.encoding.price), trial.snr,
                       trial.written.weight_bytes, self.notes, decisions)
 
-    def _first_guess(self, bits: float) -> float:
+    def first_guess(self, bits: float) -> float:
         """log2 lambda at which plain rounding would have an entropy of `bits` per weight."""
         targets = [self.plan.target(name) for name in self.plan.layers]
         if not targets:
@@ -311,7 +312,7 @@ class _Job:
         return (low + high) / 2
 
 
-class _PublishedJob(_Job):
+class PublishedJob(Job):
     """Fixed-length coding with bit depths chosen on the network's output; see `tersor.published`."""
 
     def __init__(self, plan: Plan, model: nn.Module | None, progress: Callable[[str], None] | None) -> None:
@@ -333,7 +334,7 @@ class _PublishedJob(_Job):
             spare -= max(1.0, len(written.data) - target)  # what the steps of deeper blocks take
         return best
 
-    def _first_guess(self, bits: float) -> float:
+    def first_guess(self, bits: float) -> float:
         count = sum(table.count for table in self.tables.every)
         return float(np.clip(math.log2(self.tables.price_for(bits * count)), -100.0, 100.0))
 

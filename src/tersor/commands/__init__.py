@@ -1,7 +1,7 @@
 """The commands of `tersor`, each a module: `HELP`, `DESCRIPTION`, `add_arguments(parser)`, `run(options, reporter)`.
 
-They are a thin layer over the Python functions. None imports torch with itself: `compress` does when it runs, and only
-after the cheap mistakes (no such file, output exists) are found.
+They are a thin layer over the Python functions. None imports torch with itself: those that encode do when they run,
+and only after the cheap mistakes (no such file, output exists) are found.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 from typing import Protocol
 
 from ..show import Outcome, Reporter
-from . import compress, inspect, restore, verify
+from . import calibrate, compress, inspect, restore, sweep, verify
 
 
 class Command(Protocol):
@@ -26,4 +26,5 @@ class Command(Protocol):
         """Do it. Raises `TersorError` and `OSError` for `tersor.cli` to tell."""
 
 
-COMMANDS: dict[str, Command] = {"compress": compress, "restore": restore, "inspect": inspect, "verify": verify}
+COMMANDS: dict[str, Command] = {"compress": compress, "restore": restore, "inspect": inspect, "verify": verify,
+                                "calibrate": calibrate, "sweep": sweep}

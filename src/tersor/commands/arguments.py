@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
-from typing import NoReturn
 
 from ..config import RIVALS, TOOLS, LayerConfig
 from ..errors import ConfigError
@@ -61,11 +61,18 @@ def size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def no_snr(text: str) -> NoReturn:
-    wanted = text if re.fullmatch("[0-9.]+", text) else "30"
-    raise argparse.ArgumentTypeError("a signal-to-noise ratio is measured by running the network, and a "
-                                     ".safetensors file holds only its weights; from Python: "
-                                     f"tersor.compress(model, stats, snr={wanted})")
+def decibels(text: str) -> float:
+    """
+    >>> decibels("20dB"), decibels("-3")
+    (20.0, -3.0)
+    """
+    try:
+        value = float(text.lower().removesuffix("db"))
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of decibels")
+    return value
 
 
 def layer(text: str) -> tuple[str, LayerConfig]:
@@ -102,3 +109,49 @@ def tools(text: str) -> tuple[str, ...]:
     if any(tool not in TOOLS or tool == "raw" for tool in tools):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of {', '.join(RIVALS)}, nor codebook")
     return tools
+
+
+def count(text: str) -> int:
+    """
+    >>> count("256")
+    256
+    """
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """
+    >>> numbers("0.5, 0.4,0.3")
+    (0.5, 0.4, 0.3)
+    """
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = (math.nan,)
+    if not all(map(math.isfinite, values)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.485,0.456,0.406")
+    return values
+
+
+def share(text: str) -> float:
+    """A percentage as 0..1.
+
+    >>> share("5"), share("2.5%")
+    (0.05, 0.025)
+    """
+    try:
+        value = float(text.removesuffix("%")) / 100
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage from 0 to 100")
+    return value
+
+
+def existing(text: str) -> str:
+    """A file that is there."""
+    if not os.path.isfile(text):
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
+    return text
