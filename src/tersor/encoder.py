@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .adapters import safetensors as safetensors_adapter
 from .adapters.calls import undisturbed
+from .adapters.formats import OpenedModel, open_model
 from .adapters.inventory import Inventory
 from .adapters.module import inventory_of_module, load_into, to_torch
 from .allocation import TOLERANCE, Trial, search, search_accepted
@@ -29,13 +30,13 @@ from .decoder import load
 from .encoding import Encoding, Plan, begin, static_walk
 from .errors import ConfigError, ModelError, TargetError
 from .evaluate import Drop, paired_drop
+from .guess import Guess
 from .limits import Limits
 from .lockstep import Mismatch, Stage, forward, lockstep_walk, prepare
 from .packed import Packed
 from .published import Tables, is_wanted, measure
 from .statistics import Statistics
-from .tools import scalar
-from .writer import Written, write
+from .writer import Written, stream_of, write
 
 CONTEXT_GAIN, STATIC_GAIN = 0.905, 0.993
 """Bits of the small and the fast coder over those of an ideal order-0 code per layer, for the first guess of lambda."""
@@ -44,7 +45,7 @@ TRELLIS_GAIN = 0.895
 DROP_START = 3.0
 """Bits/weight at which the search for a bound on the drop of accuracy begins."""
 
-Model = nn.Module | Inventory | Mapping[str, Any] | str | os.PathLike[str]
+Model = nn.Module | OpenedModel | Inventory | Mapping[str, Any] | str | os.PathLike[str]
 
 
 def compress(model: Model, stats: Statistics | None = None, *, bits: float | None = None,
@@ -54,8 +55,8 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
              progress: Callable[[str], None] | None = None, **options: Any) -> Packed:
     """Compress a model to exactly one of four targets.
 
-    * `model`: an nn.Module (never changed), a state dict of tensors or arrays, a .safetensors path, or an
-      `Inventory`.
+    * `model`: an nn.Module (never changed), a state dict of tensors or arrays, an `Inventory`, what `open_model`
+      gives, or what it opens: the path of a .safetensors, .pt, .onnx or .pt2 file, a folder, `package.module:factory`.
     * `stats`: from `tersor.calibrate` on this very model; None for data-free compression.
     * `bits`: bits/weight, 8 * file bytes / parameters. `size`: bytes of the file. Both are met within 1% and
       never exceeded (shared values, of which there are only so many, may leave a few per cent).
@@ -88,6 +89,8 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
     if max_drop is not None and (evaluate is None or drop_end not in ("worst", "mean")):
         raise ConfigError(f"max_drop= needs evaluate=, a function of the restored network that returns the score of "
                           f"each sample, and drop_end={drop_end!r} must be worst or mean")
+    if isinstance(model, str | os.PathLike | OpenedModel):
+        model = opened(model).model
     inventory = inventory_of(model)
     if stats is not None:
         stats.check(inventory)
@@ -120,9 +123,12 @@ def restore(file: Any, into: nn.Module, *, limits: Limits | None = None,
 
 @dataclass
 class _Trial:
-    encoding: Encoding
+    """What is kept of an encoding: not its integers. decisions: as `Packed.decisions`."""
+
     written: Written
     snr: float | None
+    price: float
+    decisions: dict[str, dict[str, Any]]
 
 
 class Job:
@@ -133,6 +139,7 @@ class Job:
         self.notes: list[str] = []
         self.stage: Stage | None = None
         self.trials: dict[tuple[bytes, ...], _Trial] = {}
+        self._guess: Guess | None = None
         stats = plan.statistics
         if stats is None:
             self.notes.append("data-free: no statistics were given, so every layer's relative error counts "
@@ -154,7 +161,7 @@ class Job:
             # The rest of the file: about a byte for each small number, and what is lossless.
             other = 300 + sum(tensors[name].size for name in self.plan.vectors)
             other += sum(2 * tensors[bn.weight].size for bn in self.plan.batchnorms.values())
-            other += sum(tensors[name].nbytes // 2 for name in self.plan.raw)
+            other += sum(tensors[name].nbytes // 2 for name in self.plan.raw) + len(self.plan.inventory.source) // 4
             config = self.plan.config
             saved = CONTEXT_GAIN if config.mode == "small" else STATIC_GAIN
             saved *= TRELLIS_GAIN if config.effort >= TRELLIS_EFFORT and not self.plan.shared else 1.0
@@ -171,7 +178,7 @@ class Job:
             return search(encode, target, start, slope, what="size in bytes", progress=progress)
 
         best = self._filled(find(start), target)
-        if best.value < (1.0 - TOLERANCE) * target and best.result.encoding.decisions:
+        if best.value < (1.0 - TOLERANCE) * target and best.result.decisions:
             self.plan.chooser.frozen = True
             best = max(best, find(best.log_price), key=lambda trial: trial.value)
         if best.value < (1.0 - TOLERANCE) * target:
@@ -196,7 +203,7 @@ class Job:
 
         guess = -max(target, 1.0) / 6.0 if self.plan.shared else self.first_guess(target / 6.0)
         best = _search_snr(encode, target, guess, progress)
-        if best.value > target + TOLERANCE * abs(target) and best.result.encoding.decisions:
+        if best.value > target + TOLERANCE * abs(target) and best.result.decisions:
             self.plan.chooser.frozen = True
             best = min(best, _search_snr(encode, target, best.log_price, progress), key=lambda trial: trial.value)
         return self._packed(best)
@@ -250,11 +257,11 @@ class Job:
                 self.notes.append(f"no second walk: {error}")
                 encoding = self._begin(log_price)
         if not done:
-            static_walk(encoding)
+            static_walk(encoding, stream_of(encoding))
         written = write(encoding)
         if snr is None and measure:
             snr = self._measure(written)
-        trial = _Trial(encoding, written, snr)
+        trial = _trial(encoding, written, snr)
         if same:
             self.trials[same] = trial
         return trial
@@ -277,39 +284,14 @@ class Job:
         trial = best.result
         if trial.snr is None and self.model is not None and self.stage is not None:
             trial.snr = self._measure(trial.written)
-        decisions = {name: decision.report() for name, decision in trial.encoding.decisions.items()}
-        return Packed(trial.written.data, self.plan.inventory.parameters, float(trial.encoding.price), trial.snr,
-                      trial.written.weight_bytes, self.notes, decisions)
+        return Packed(trial.written.data, self.plan.inventory.parameters, trial.price, trial.snr,
+                      trial.written.weight_bytes, self.notes, trial.decisions)
 
     def first_guess(self, bits: float) -> float:
         """log2 lambda at which plain rounding would have an entropy of `bits` per weight."""
-        targets = [self.plan.target(name) for name in self.plan.layers]
-        if not targets:
-            return 0.0
-        sampled = [(t, [w[:, :: max(1, w.size // 100_000)] for w in t.W]) for t in targets]
-
-        def entropy(log_price: float) -> float:
-            total = weights = 0.0
-            for target, matrices in sampled:
-                steps = scalar.choose_steps(target, 2.0**log_price).step
-                scaled = np.concatenate([(w / s[:, None]).ravel()
-                                         for w, s in zip(matrices, steps, strict=True)])
-                spread = float(np.sqrt(np.mean(scaled**2)))
-                if spread > 8.0:  # too many different values to count: as of a Gaussian
-                    each = math.log2(spread * math.sqrt(2.0 * math.pi * math.e))
-                else:
-                    _, counts = np.unique(np.rint(scaled), return_counts=True)
-                    share = counts / counts.sum()
-                    each = float(-(share * np.log2(share)).sum())
-                total += each * target.count
-                weights += target.count
-            return total / weights
-
-        low, high = -80.0, 80.0
-        for _ in range(20):
-            middle = (low + high) / 2
-            low, high = (middle, high) if entropy(middle) > bits else (low, middle)
-        return (low + high) / 2
+        if self._guess is None:
+            self._guess = Guess(self.plan)
+        return self._guess.log_price(bits)
 
 
 class PublishedJob(Job):
@@ -330,13 +312,18 @@ class PublishedJob(Job):
             encoding = self.tables.encoding(2.0**best.log_price, 8.0 * spare)
             written = write(encoding)
             if len(written.data) <= target:
-                return Trial(best.log_price, float(len(written.data)), _Trial(encoding, written, None))
+                return Trial(best.log_price, float(len(written.data)), _trial(encoding, written))
             spare -= max(1.0, len(written.data) - target)  # what the steps of deeper blocks take
         return best
 
     def first_guess(self, bits: float) -> float:
         count = sum(table.count for table in self.tables.every)
         return float(np.clip(math.log2(self.tables.price_for(bits * count)), -100.0, 100.0))
+
+
+def _trial(encoding: Encoding, written: Written, snr: float | None = None) -> _Trial:
+    return _Trial(written, snr, float(encoding.price),
+                  {name: decision.report() for name, decision in encoding.decisions.items()})
 
 
 def signal_to_noise(y: Tensor, y_hat: Tensor) -> float:
@@ -393,9 +380,14 @@ def inventory_of(model: Model) -> Inventory:
         return model
     if isinstance(model, nn.Module):
         return inventory_of_module(model)
-    if isinstance(model, str | os.PathLike):
-        return safetensors_adapter.read(model)
+    if isinstance(model, str | os.PathLike | OpenedModel):
+        return opened(model).inventory
     if isinstance(model, Mapping):
         return safetensors_adapter.inventory_of_arrays(model)
-    raise ModelError(f"cannot compress a {type(model).__name__}: give an nn.Module, a state dict or a "
-                     f".safetensors path")
+    raise ModelError(f"cannot compress a {type(model).__name__}: give an nn.Module, a state dict or the path of a "
+                     f"model")
+
+
+def opened(model: OpenedModel | str | os.PathLike[str]) -> OpenedModel:
+    """The model of a path or name, opened."""
+    return model if isinstance(model, OpenedModel) else open_model(model)

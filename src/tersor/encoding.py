@@ -7,7 +7,7 @@ measured them; `tersor.lockstep` in the order of the data, each corrected for th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -31,10 +31,12 @@ from .synthesis.vector import VectorCode
 from .tools import affine, scalar
 from .tools.clusters import Clusters
 from .tools.metric import Matrix
+from .tools.scalar import SLAB
 from .tools.shared import encode_together
 from .tools.target import (
     LayerTarget,
     elementwise_target,
+    factor_bytes,
     from_matrix,
     mean_sensitivity,
     measured_target,
@@ -42,6 +44,8 @@ from .tools.target import (
     unmeasured_target,
 )
 
+FACTORS = 1 << 30
+"""Bytes of triangular factors that are kept from one trial of the search to the next."""
 SMALLEST_LAYER = 64
 """Weight tensors with fewer elements are coded like biases: a step each, no context to learn."""
 
@@ -61,6 +65,7 @@ class Plan:
     absorb: dict[str, str] = field(default_factory=dict)
     shared: list[str] = field(default_factory=list)  # of the layers: those of the codebook tool
     memory: dict[tuple[str, ...], dict[int, Clusters]] = field(default_factory=dict)  # see `shared.cluster`
+    factors: dict[str, dict[str, Any]] = field(default_factory=dict)  # see `remember`
     chooser: Chooser = field(init=False)
 
     def __post_init__(self) -> None:
@@ -128,8 +133,21 @@ class Plan:
             if sensitivity is not None:  # used by something that is no known layer
                 return elementwise_target(layer, tensor, sensitivity, weight)
             return unmeasured_target(layer, tensor, weight * self._typical)
-        return measured_target(layer, tensor, measured, corrected and self.is_centred(name),
-                               corrected and name in self.absorb, weight)
+        target = measured_target(layer, tensor, measured, corrected and self.is_centred(name),
+                                 corrected and name in self.absorb, weight)
+        return target.with_factors(self.factors.get(name, {})) if corrected else target
+
+    def remember(self, target: LayerTarget) -> None:
+        """Keep factors of a layer's `target` that do not depend on what is before it, up to FACTORS bytes in all:
+        factorising takes n^3 operations, and every trial of the search needs them."""
+        measured = self.statistics.layers.get(target.name) if self.statistics else None
+        if measured is None or target.name in self.factors:
+            return
+        found = {key: value for key, value in target.factors.items()
+                 if key == "row_factors" or measured.coherent is not None}
+        taken = sum(factor_bytes(factors) for factors in self.factors.values())
+        if found and taken + factor_bytes(found) <= FACTORS:
+            self.factors[target.name] = found
 
     def elementwise(self, name: str) -> npt.NDArray[np.floating] | None:
         """h of a weight, in its shape: as given by the user, else the logit Gauss-Newton diagonal, G_ii A_jj."""
@@ -175,29 +193,35 @@ class Encoding:
     codebooks: dict[tuple[str, ...], CodebookCode] = field(default_factory=dict)
     shared: dict[str, Array] = field(default_factory=dict)  # restored tensors of the codebook tool
     fitted: set[str] = field(default_factory=set)  # layers that a walk has visited
+    sections: dict[tuple[str, ...], tuple[bytes, int]] = field(default_factory=dict)  # see `tersor.writer.Stream`
     decisions: dict[str, Decision] = field(default_factory=dict)  # of layers that several tools were tried for
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing is left for `complete`."""
         plan = self.plan
+        coded = [name for names in self.sections for name in names]
         return all(len(done) == len(wanted) for done, wanted in (
-            ((*self.scalars, *self.transforms, *self.kernels, *self.shared), plan.layers),
+            ((*coded, *self.scalars, *self.transforms, *self.kernels, *self.shared), plan.layers),
             (self.batchnorms, plan.batchnorms), (self.vectors, plan.vectors)))
 
     def encode_layer(self, target: LayerTarget) -> Array:
         """Quantise a layer (one of the codebook tool is so already); returns the tensor as it will be restored."""
+        self.quantise_layer(target)
+        return self.restored(target.name)
+
+    def quantise_layer(self, target: LayerTarget) -> None:
+        """The same without restoring."""
         self.fitted.add(target.name)
         if target.name in self.shared:
-            return self.shared[target.name]
+            return
         config = self.plan.config
         if config.rivals(target.name) == ("scalar",) and config.effort < TRELLIS_EFFORT:
             self.scalars[target.name], _ = scalar.encode(target, self.price,
                                                          scalar.ScalarOptions(feedback=config.feedback))
-            return self.restored(target.name)
+            return
         best, self.decisions[target.name] = self.plan.chooser.choose(target, self.price)
         self.put(target.name, best.code)
-        return self.restored(target.name)
 
     def put(self, name: str, code: ScalarCode | TransformCode | KernelCode) -> None:
         """Take a layer's integers as they are."""
@@ -276,7 +300,7 @@ class Encoding:
         plan = self.plan
         for name in plan.layers:
             if name not in self.fitted:
-                self._encode_alone(name)
+                self.encode_alone(name)
         for prefix, bn in plan.batchnorms.items():
             if prefix not in self.batchnorms:
                 scale, shift = affine_of(plan.inventory, bn)
@@ -287,14 +311,16 @@ class Encoding:
                 self.encode_vector(name, plan.inventory.tensors[name])
         return self
 
-    def _encode_alone(self, name: str) -> None:
+    def encode_alone(self, name: str) -> None:
         """A layer, and what can make up for its errors in closed form: its BatchNorm or its bias."""
         plan = self.plan
         target = plan.target(name)
-        restored = self.encode_layer(target)
         measured = plan.statistics.layers.get(name) if plan.statistics else None
         if measured is None:
+            self.quantise_layer(target)
             return
+        restored = self.encode_layer(target)
+        plan.remember(target)
         after = np.asarray(to_matrix(restored, target.layer), dtype=np.float64)
         mean = measured.mean.astype(np.float64)
         before_mean, after_mean = (np.einsum("gmn,gn->gm", w, mean).ravel() for w in (target.W, after))
@@ -357,8 +383,13 @@ def begin(plan: Plan, price: float, bits: float | None = None) -> Encoding:
     return encoding
 
 
-def static_walk(encoding: Encoding) -> Encoding:
-    """All layers, each for itself."""
+def static_walk(encoding: Encoding, finished: Callable[[str], None] | None = None) -> Encoding:
+    """All layers, each for itself; `finished` is called with the name of each."""
+    for name in encoding.plan.layers:
+        if name not in encoding.fitted:
+            encoding.encode_alone(name)
+            if finished is not None:
+                finished(name)
     return encoding.complete()
 
 
@@ -371,7 +402,9 @@ def _is_lossy(array: Array) -> bool:
     """Whether a tensor may be quantised: floats, at least one, finite and with room to be rounded upwards."""
     if array.size == 0 or name_of(array.dtype) not in FLOATS:
         return False
-    return bool((np.abs(array.astype(np.float64)) <= _largest(array) / 4).all())
+    flat, most = array.reshape(-1), _largest(array) / 4
+    return all(bool((np.abs(flat[first : first + SLAB].astype(np.float64)) <= most).all())
+               for first in range(0, flat.size, SLAB))
 
 
 def _largest(array: Array) -> float:

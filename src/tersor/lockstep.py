@@ -194,6 +194,7 @@ class _Lockstep(CallCounter):
         if name not in self.weights:
             target = self._target(name, func, args, kwargs, x, z)
             self.weights[name] = self._to_torch(self.encoding.encode_layer(target), weight)
+            self.plan.remember(target)
         restored = self.weights[name]
         if bias is not None and bias_name in self.plan.vectors and bias_name not in self.encoding.vectors \
                 and self.plan.layers[name].bias == bias_name:
@@ -251,7 +252,9 @@ class _Lockstep(CallCounter):
             if not int(failed):
                 right = torch.from_numpy((w[k] @ (c - h) + r).T.copy())
                 w[k] += torch.cholesky_solve(right, factor).numpy().T
-        return replace(target, W=w, A=a)
+        if measured.coherent is None:
+            return replace(target, W=w, A=a).with_factors({"row_factors": target.row_factors})
+        return replace(target, W=w).with_factors(target.factors)
 
     def _shortcut(self, name: str, z: Tensor) -> Tensor | None:
         """(s - s^) / gamma [images, channels, ...] of the addition that follows, or None."""

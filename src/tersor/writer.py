@@ -16,7 +16,7 @@ from .decoder import OWN_KEYS, SOURCE, TIED
 from .encoding import Encoding
 from .errors import ModelError
 from .synthesis import batchnorm, codebook, kernels, raw, scalar, transform, vector
-from .synthesis.scalar import FAST, SMALL
+from .synthesis.scalar import FAST, SMALL, ScalarCode
 from .synthesis.transform import FIXED, BlockCode, TransformCode
 from .tools.kernels import file_coder
 
@@ -28,6 +28,10 @@ GROUP = 1 << 20
 still quick to decode for the sake of one tensor."""
 PART = 1 << 21
 """A layer of twice this many weights is cut into parts of this size, which decode in parallel."""
+
+
+STREAMED = 1 << 25
+"""From so many weights on, sections are coded while the encoder goes on; their integers take four bytes each."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,17 @@ def write(encoding: Encoding) -> Written:
         sections.append((tool, payload))
 
     # One section where there is a transform: what the adaptive coder has learnt serves all layers.
+    if encoding.transforms and encoding.sections:
+        _unpack(encoding)
     scalars, transforms = dict(encoding.scalars), dict(encoding.transforms)
     if transforms:
         transforms |= {name: TransformCode(code, swapped=code.swapped) for name, code in scalars.items()}
         scalars = {}
+    for names, (payload, streams) in encoding.sections.items():
+        weight_bytes += streams
+        add(SCALAR, names, payload)
     for group in _groups(inventory, {name: code.q.size for name, code in scalars.items()}):
-        codes = [scalars[name] for name in group]
-        shapes = [inventory.tensors[name].shape for name in group]
-        payload, streams = scalar.encode_counted(codes, shapes, mode, _rows_per_part([code.q for code in codes]))
+        payload, streams = _scalar_section(encoding, group, scalars)
         weight_bytes += streams
         add(SCALAR, group, payload)
     for group in _groups(inventory, {name: code.coefficients.q.size for name, code in transforms.items()}):
@@ -114,6 +121,56 @@ def write(encoding: Encoding) -> Written:
         metadata[TIED] = "1"
     data = container.to_bytes(records, sections, parameters=inventory.parameters, metadata=metadata)
     return Written(data, weight_bytes)
+
+
+class Stream:
+    """Codes a section of scalar layers as soon as it is full, and lets go of their integers: for `static_walk`, which
+    visits layers in the order of the file. The file is the same as without."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        self.encoding = encoding
+        self.open: list[str] = []
+        self.filled = 0
+
+    def __call__(self, name: str) -> None:
+        """Take note that a layer is encoded."""
+        encoding = self.encoding
+        if name not in encoding.scalars or encoding.transforms:
+            return
+        size = encoding.scalars[name].q.size
+        if self.open and self.filled + size > GROUP:
+            encoding.sections[tuple(self.open)] = _scalar_section(encoding, self.open, encoding.scalars)
+            for done in self.open:
+                del encoding.scalars[done]
+            self.open, self.filled = [], 0
+        self.open.append(name)
+        self.filled += size
+
+
+def stream_of(encoding: Encoding) -> Stream | None:
+    """For models so large that their integers would fill memory, where layers come in the order of the file."""
+    plan = encoding.plan
+    order = [name for name in plan.inventory.tensors if name in plan.layers]
+    weights = sum(plan.inventory.tensors[name].size for name in order)
+    return Stream(encoding) if weights >= STREAMED and order == list(plan.layers) else None
+
+
+def _scalar_section(encoding: Encoding, names: Sequence[str], codes: Mapping[str, ScalarCode]) -> tuple[bytes, int]:
+    """Payload, and how many of its bytes are codes of weights."""
+    mode = FAST if encoding.plan.config.mode == "fast" else SMALL
+    members = [codes[name] for name in names]
+    shapes = [encoding.plan.inventory.tensors[name].shape for name in names]
+    return scalar.encode_counted(members, shapes, mode, _rows_per_part([code.q for code in members]))
+
+
+def _unpack(encoding: Encoding) -> None:
+    """Integers back from sections that were coded too early: a transform was chosen for a later layer."""
+    for names, (payload, _) in encoding.sections.items():
+        tensors = [encoding.plan.inventory.tensors[name] for name in names]
+        records = [TensorRecord(name, name_of(tensor.dtype), tuple(tensor.shape), 0, None)
+                   for name, tensor in zip(names, tensors, strict=True)]
+        encoding.scalars |= zip(names, scalar.decode_codes(payload, records), strict=True)
+    encoding.sections.clear()
 
 
 def _groups(inventory: Inventory, sizes: Mapping[str, int]) -> Iterator[list[str]]:

@@ -7,7 +7,9 @@ rate-distortion-optimised against code lengths, errors are fed back.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +35,8 @@ COUNTED = 1 << 19
 """Weights of a large layer that are coded to learn what all would take."""
 SAMPLE = 1 << 18
 """About so many weights of a layer tell the statistics of a trellis."""
+SLAB = 1 << 20
+"""About so many weights are looked at at a time where rows do not see each other."""
 CLASSES = 4
 """Rows are sorted into so many classes of spread, each with its own code lengths."""
 
@@ -95,7 +99,7 @@ def choose_steps(target: LayerTarget, price: float, two_sided: bool = True, shar
 def _sensible(step: Matrix, target: LayerTarget) -> Matrix:
     """Steps between the float32 precision of a row's weights (of all, where rows share a step) and what makes
     them all zero, so that no lambda leads to integers or steps that a file cannot hold."""
-    largest = np.abs(target.W).max(axis=2)
+    largest = target.peaks
     largest = np.where(largest > 0, largest, largest.max())
     if not target.absorbed or not largest.max() > 0:
         largest = np.full(largest.shape, largest.max() or 1.0)
@@ -127,8 +131,7 @@ def encode(target: LayerTarget, price: float, options: ScalarOptions) -> tuple[S
         return _encode_trellis(target, price, options)
     steps = choose_steps(target, price, options.two_sided)
     g = output_costs(target, options.two_sided)
-    first = [target.W[k] / steps.step[k][:, None] for k in range(target.groups)]
-    row_class, bits = code_lengths(first)
+    row_class, bits = code_lengths(list(target.W), list(steps.step))
     codes, fed_back = [], False
     for k in range(target.groups):
         rounding = Rounding(
@@ -136,13 +139,12 @@ def encode(target: LayerTarget, price: float, options: ScalarOptions) -> tuple[S
             price=options.rdo * price / (g[k] * steps.step[k] ** 2),
             bits=bits, row_class=row_class[k])
         columns, rows = _factors(target, k, options)
-        q, _ = feedback.quantize(target.W[k], columns, rows, rounding)
-        codes.append(q)
+        codes.append(_integers(feedback.quantize, target.W[k], columns, rows, rounding))
         fed_back = fed_back or columns.upper is not None or rows.upper is not None
     shift = (0, 0)
     if options.centroids and not fed_back:
         costs = [(g[k] * steps.step[k] ** 2, target.column_factors[k].cost) for k in range(target.groups)]
-        shift = _centroids(first, codes, costs)
+        shift = _centroids(list(target.W), list(steps.step), codes, costs)
     q = target.to_file(np.stack(codes))
     return ScalarCode(q, steps.index, steps.rows, ROW_RESOLUTION, shift, target.swapped), steps
 
@@ -177,21 +179,22 @@ def _encode_trellis(target: LayerTarget, price: float, options: ScalarOptions) -
     states, groups = options.trellis, range(target.groups)
     steps = choose_steps(target, price, options.two_sided, trellis.SUB_STEP)
     g = output_costs(target, options.two_sided)
-    values = [target.W[k] / steps.step[k][:, None] for k in groups]
-    row_class, _ = code_lengths(values)
+    row_class, _ = code_lengths(list(target.W), list(steps.step))
 
     def rounding(k: int, counts: Matrix, every: int = 1) -> trellis.Rounding:
         step = np.ascontiguousarray(steps.step[k, ::every])
         return trellis.Rounding(step, options.search * price / (g[k, ::every] * step**2),
                                 trellis.code_lengths(counts, options.seen), row_class[k][::every].copy(), states)
 
-    counts = np.sum([trellis.count_nearest(values[k], row_class[k], CLASSES) for k in groups], axis=0)
+    counts = np.sum([trellis.count_nearest(target.W[k, part] / steps.step[k, part, None], row_class[k][part], CLASSES)
+                     for k in groups for part in _slabs(target.W[k])], axis=0)
     every = 1 + target.count // SAMPLE
     alone = Triangular(None, g[0])  # only without feedback are some of the rows enough
     sample = [trellis.quantize(target.W[k, ::every], target.column_factors[k].without_feedback(), alone,
                                rounding(k, counts, every))[0] for k in groups]
     counts = np.sum([trellis.count(sample[k], states, row_class[k][::every], CLASSES) for k in groups], axis=0)
-    codes = [trellis.quantize(target.W[k], *_factors(target, k, options), rounding(k, counts))[0] for k in groups]
+    codes = [_integers(trellis.quantize, target.W[k], *_factors(target, k, options), rounding(k, counts))
+             for k in groups]
     q = target.to_file(np.stack(codes))
     return ScalarCode(q, steps.index, steps.rows, ROW_RESOLUTION, (0, 0), target.swapped, states), steps
 
@@ -204,35 +207,62 @@ def _factors(target: LayerTarget, group: int, options: ScalarOptions) -> tuple[T
     return columns, rows if options.two_sided else rows.without_feedback()
 
 
-def code_lengths(values: list[Matrix]) -> tuple[list[npt.NDArray[np.int32]], Matrix]:
-    """(classes of the rows per group, bits [CLASSES, 2 REACH + 1]) from values in units of a step.
+def _slabs(matrix: Matrix) -> Iterator[slice]:
+    """Ranges of rows of about SLAB weights: what is looked at at a time, so that large layers need little memory."""
+    rows = max(1, SLAB // max(1, matrix.shape[1]))
+    yield from (slice(first, first + rows) for first in range(0, len(matrix), rows))
+
+
+def _integers(quantize: Callable[..., Any], w: Matrix, columns: Triangular, rows: Triangular,
+              rounding: Any) -> npt.NDArray[np.int32]:
+    """int32 [m, n]; without feedback in slabs."""
+    if columns.upper is not None or rows.upper is not None:
+        return np.asarray(quantize(w, columns, rows, rounding)[0])
+    codes = np.empty(w.shape, dtype=np.int32)
+    for part in _slabs(w):
+        own = replace(rounding, step=rounding.step[part], price=rounding.price[part],
+                      row_class=rounding.row_class[part])
+        codes[part] = quantize(w[part], columns, Triangular(None, rows.cost[part]), own)[0]
+    return codes
+
+
+def code_lengths(values: list[Matrix], steps: list[Matrix] | None = None) -> tuple[list[npt.NDArray[np.int32]], Matrix]:
+    """(classes of the rows per group, bits [CLASSES, 2 REACH + 1]) from values in units of `steps` [rows], or of 1.
 
     Rows are classed by their spread: the entropy coders adapt to rows, so a rare large value in a quiet row
     is dearer than in a loud one.
     """
-    spread = [np.abs(v).mean(axis=1) if v.size else np.zeros(len(v)) for v in values]
+    steps = [np.ones(len(v)) for v in values] if steps is None else steps
+    spread = [np.concatenate([np.zeros(0), *(np.abs(v[part] / s[part, None]).mean(axis=1) for part in _slabs(v))])
+              if v.size else np.zeros(len(v)) for v, s in zip(values, steps, strict=True)]
     joined = np.concatenate(spread) if spread else np.zeros(0)
     cuts = np.quantile(joined, np.arange(1, CLASSES) / CLASSES) if joined.size >= 4 * CLASSES else np.zeros(0)
     row_class = [np.searchsorted(cuts, s).astype(np.int32) for s in spread]
-    counts = np.zeros((CLASSES, 2 * REACH + 1))
-    for v, c in zip(values, row_class, strict=True):
-        q = np.clip(np.rint(v), -REACH, REACH).astype(np.int64) + REACH
-        np.add.at(counts, (np.broadcast_to(c[:, None], q.shape), q), 1.0)
+    width = 2 * REACH + 1
+    counted = np.zeros(CLASSES * width, dtype=np.int64)
+    for v, s, c in zip(values, steps, row_class, strict=True):
+        for part in _slabs(v):
+            place = np.clip(np.rint(v[part] / s[part, None]), -REACH, REACH)
+            place += REACH + c[part, None] * width
+            counted += np.bincount(place.ravel().astype(np.int64), minlength=len(counted))
+    counts = counted.reshape(CLASSES, width).astype(np.float64)
     counts = counts + counts[:, ::-1] + 0.3  # signs cost a bit on average, whatever the sample says
     return row_class, -np.log2(counts / counts.sum(axis=1, keepdims=True))
 
 
-def _centroids(values: list[Matrix], codes: list[npt.NDArray[np.int32]],
+def _centroids(values: list[Matrix], steps: list[Matrix], codes: list[npt.NDArray[np.int32]],
                costs: list[tuple[Matrix, Matrix]]) -> tuple[int, int]:
     """Mean distance, weighted by cost, of values (in steps) below their integers, for |q| = 1 and |q| > 1, in 1/64 of
     a step; 0 where the mean lies above. costs: per group, of rows and of columns."""
     weight, moment = np.zeros(2), np.zeros(2)
-    for x, q, (rows, columns) in zip(values, codes, costs, strict=True):
-        magnitude = np.abs(q)
-        below = magnitude - np.sign(q) * x
-        for i, member in enumerate((magnitude == 1, magnitude > 1)):
-            weight[i] += rows @ (member @ columns)
-            moment[i] += rows @ ((member * below) @ columns)
+    for w, s, codes_of, (rows, columns) in zip(values, steps, codes, costs, strict=True):
+        for part in _slabs(w):
+            q = codes_of[part]
+            magnitude = np.abs(q)
+            below = magnitude - np.sign(q) * (w[part] / s[part, None])
+            for i, member in enumerate((magnitude == 1, magnitude > 1)):
+                weight[i] += rows[part] @ (member.astype(np.float64) @ columns)
+                moment[i] += rows[part] @ ((member * below) @ columns)
     mean = np.divide(moment, weight, out=np.zeros(2), where=weight > 0)
     first, more = np.clip(np.rint(mean * SHIFT_UNIT), 0, MAX_SHIFT).astype(int).tolist()
     return first, more

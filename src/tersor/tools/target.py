@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +64,12 @@ class LayerTarget:
     @property
     def count(self) -> int:
         """Weights."""
-        return self.W.size
+        return prod(self.shape)
+
+    @cached_property
+    def peaks(self) -> Matrix:
+        """float64 [groups, m]: the largest magnitude in each row."""
+        return np.asarray(np.maximum(self.W.max(axis=2, initial=0.0), -self.W.min(axis=2, initial=0.0)))
 
     @property
     def swapped(self) -> bool:
@@ -84,6 +91,24 @@ class LayerTarget:
         return [RowFactor(triangular(g, self.damping), np.asarray(diagonal, dtype=np.float64))
                 for g, diagonal in zip(self.G, diagonals, strict=True)]
 
+    @property
+    def factors(self) -> dict[str, Any]:
+        """What has been factorised so far, for `with_factors`."""
+        return {key: vars(self)[key] for key in ("column_factors", "row_factors") if key in vars(self)}
+
+    def with_factors(self, factors: Mapping[str, Any]) -> LayerTarget:
+        """The target itself, with factors that are known of the same A or G."""
+        vars(self).update(factors)  # where cached_property keeps them
+        return self
+
+    def outline(self) -> LayerTarget:
+        """All that steps depend on, without weights and matrices."""
+        groups, m, _ = self.W.shape
+        columns = [factor.without_feedback() for factor in self.column_factors]
+        rows = [RowFactor(factor.factor.without_feedback(), factor.diagonal) for factor in self.row_factors]
+        light = replace(self, W=np.zeros((groups, m, 0)), A=np.zeros((groups, 0)), G=np.zeros((groups, 0)))
+        return light.with_factors({"column_factors": columns, "row_factors": rows, "peaks": self.peaks})
+
     def by_channel(self, per_row: Matrix) -> Matrix:
         """[groups, m] -> [channels]: mean over the matrix rows that belong to one output channel."""
         taps = self._taps_per_channel
@@ -102,6 +127,12 @@ class LayerTarget:
     @property
     def _taps_per_channel(self) -> int:
         return prod(self.shape[2:]) if self.layer.kind == "conv_transposed" else 1
+
+
+def factor_bytes(factors: Mapping[str, Any]) -> int:
+    """Of the matrices in `LayerTarget.factors`."""
+    found = [*factors.get("column_factors", ()), *(row.factor for row in factors.get("row_factors", ()))]
+    return sum(factor.upper.nbytes for factor in found if factor.upper is not None)
 
 
 def is_swapped(layer: WeightLayer) -> bool:
