@@ -7,6 +7,7 @@ describes them.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import hashlib
 import itertools
@@ -15,7 +16,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -113,6 +114,72 @@ def subject(name: str, data: Path, calibration: int = 320) -> Subject:
             labels=torch.from_numpy(test["labels"].astype(np.int64)),
             file_bytes=weights.stat().st_size,
         )
+
+
+def accuracy_cells(point: Mapping[str, Any]) -> list[str]:
+    """Top-1 in percent, and its paired change to fp32 in points with the standard error."""
+    change, error = 100 * point["top1_change"], 100 * point["top1_change_error"]
+    return [f"{100 * point['top1']:.2f}", f"{change:+.2f} +- {error:.2f}"]
+
+
+Case = dict[str, Any]
+"""The figures of a case."""
+
+
+@dataclass
+class Cases:
+    """Named cases of a benchmark. Each is measured once and kept in `result` (JSON) at once, so that a run can be
+    interrupted, and shared out to several programs; `page` is written from all that are there."""
+
+    names: Sequence[str]
+    result: Path
+    page: Path
+
+    def arguments(self, description: str | None) -> argparse.ArgumentParser:
+        """The options that all such benchmarks have."""
+        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("cases", nargs="*", metavar="CASE", type=self._known, help=", ".join(self.names))
+        parser.add_argument("--data", help="folder with the networks and images; see benchmarks/README.md")
+        parser.add_argument("--threads", type=int, default=1)
+        parser.add_argument("--again", action="store_true", help="also what has been measured")
+        parser.add_argument("--page-only", action="store_true", help="write the page from the results")
+        return parser
+
+    def _known(self, name: str) -> str:
+        if name not in self.names:
+            raise argparse.ArgumentTypeError(f"there is no case {name}; there are {', '.join(self.names)}")
+        return name
+
+    def run(self, options: argparse.Namespace, measure: Callable[[str, Callable[[str], Case]], Case],
+            page: Callable[[dict[str, Case]], str]) -> None:
+        """Measure the cases that are asked for, or all that are missing, and write the page.
+
+        measure(case, need): its figures; need(other) gives those of a case that it builds on, measured where missing.
+        """
+        torch.set_num_threads(options.threads)
+        cases: dict[str, Case] = read_json(self.result).get("cases", {})
+
+        def need(case: str) -> Case:
+            if case not in cases:
+                take(case)
+            return cases[case]
+
+        def take(case: str) -> None:
+            point = measure(case, need)
+            print(case, point, flush=True)
+            cases.update(read_json(self.result).get("cases", {}))  # another program may have added some meanwhile
+            cases[case] = point
+            write_json(self.result, {"environment": environment(), "cases": cases})
+
+        for case in [] if options.page_only else options.cases or self.names:
+            if options.again or case not in cases:
+                take(case)
+        missing = [f"* {name}" for name in self.names if name not in cases]
+        text = page(cases)
+        if missing:
+            text += "\n".join(["", "## Not run", "", *missing, ""])
+        self.page.write_text(text)
+        print(f"wrote {self.page}")
 
 
 def bytes_at(points: Iterable[tuple[float, float]], kl: float) -> float | None:

@@ -1,106 +1,112 @@
 """Output SNR and accuracy against real bits/weight of transforms, fixed-length as published and entropy-coded:
 `python benchmarks/transform_rates.py [CASE ...]`.
 
-A case is CODER:TRANSFORM, for example fixed:elt or entropy:identity; without any, all that are missing are run. Each
-file of ResNet-20 is restored into another network of the same kind and measured on the test images; training images
-alone are used to encode. Results of a case are kept in benchmarks/results/transform_rates.json, and the
-table in docs/transform_rates.md is written from all that are there.
+A case is CODER:TRANSFORM:BITS, for example fixed:elt:3 or entropy:identity:1.4; without any, all that are missing are
+run. Each file of ResNet-20 is restored into another network of the same kind and measured on the test images; training
+images alone are used to encode. Results are kept in benchmarks/results/transform_rates.json, and
+docs/transform_rates.md is written from all that are there. `--tables FOLDER` keeps what was measured of each layer
+for the fixed-length coder, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, ROOT, CifarResNet, Subject, data_folder, environment, read_json, subject, write_json
+from common import RESULTS, ROOT, Case, Cases, CifarResNet, Subject, accuracy_cells, data_folder, subject
 from torch import nn
 
 import tersor
-from tersor import published
-from tersor.config import Config, TransformConfig, make_config
+from tersor import encoder, published
+from tersor.config import TransformConfig
 from tersor.packed import Packed
+from tersor.tools.block_depths import Table
 
 BITS = {"fixed": (3.0, 2.0, 4.0), "entropy": (3.0, 2.0, 4.0, 1.4, 1.0)}
 CODERS = tuple(BITS)
 TRANSFORMS = ("elt", "klt", "identity", "elt+dct2", "dct2")
+BLOCKS = {"elt+dct2": 5}
+"""Of channels; each has a block for each of the nine frequencies, and 72 blocks to a layer would take hours."""
 CALIBRATION = 320
-RESULT = RESULTS / "transform_rates.json"
-PAGE = ROOT / "docs" / "transform_rates.md"
+CASES = Cases([f"{coder}:{name}:{bits:g}" for name in TRANSFORMS for coder in CODERS for bits in BITS[coder]],
+              RESULTS / "transform_rates.json", ROOT / "docs" / "transform_rates.md")
 
 
 def main() -> None:
-    """Run what is asked for, case by case; the file is written after each point."""
-    everything = [f"{coder}:{name}" for name in TRANSFORMS for coder in CODERS]
-    options = arguments(everything)
-    torch.set_num_threads(options.threads)
-    found = read_json(RESULT)
-    found.setdefault("cases", {})
-    if not options.page_only:
-        tested = subject("resnet20", data_folder(options.data), CALIBRATION)
-        found |= {"environment": environment(), "network": "resnet20", "images": len(tested.images)}
-        statistics = tersor.calibrate(tested.model, tested.calibration.split(64))
-        for case in options.cases or everything:
-            run(case, tested, statistics, found, options)
-    PAGE.write_text(page(found["cases"], everything))
-    print(f"wrote {PAGE}")
-
-
-def arguments(everything: list[str]) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(everything))
-    parser.add_argument("--bits", type=float, nargs="+", help="bits/weight of whole files")
-    parser.add_argument("--data", help="folder with the networks and images; see benchmarks/README.md")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--again", action="store_true", help="also what has been measured")
-    parser.add_argument("--page-only", action="store_true", help="write the page from the results")
+    """Run what is asked for, case by case."""
+    parser = CASES.arguments(__doc__)
+    parser.add_argument("--tables", type=Path, help="folder for D(R) tables of layers")
     options = parser.parse_args()
-    unknown = set(options.cases) - set(everything)
-    if unknown:
-        parser.error(f"no such case: {', '.join(sorted(unknown))}")
-    return options
+    bench = Bench(options)
+    CASES.run(options, lambda case, _: bench.measure(case), page)
 
 
-def run(case: str, tested: Subject, statistics: tersor.Statistics, found: dict[str, Any],
-        options: argparse.Namespace) -> None:  # fmt: skip
-    """One coder and transform at all rates that are not there yet."""
-    points = found["cases"].setdefault(case, {})
-    coder, _, name = case.partition(":")
-    wanted = [bits for bits in options.bits or BITS[coder] if options.again or f"{bits:g}" not in points]
-    if not wanted:
-        return
-    config = Config(tools=("transform",), transform=TransformConfig(transforms=(name,), coder=coder))  # type: ignore[arg-type]
-    with MeasuredOnce():
-        for bits in wanted:
-            start = time.perf_counter()
-            packed = tersor.compress(tested.model, statistics, bits=bits, config=make_config(config, {}))
-            seconds = time.perf_counter() - start
-            points[f"{bits:g}"] = figures(packed, tested) | {"seconds": round(seconds, 1)}
-            print(case, bits, points[f"{bits:g}"], flush=True)
-            write_json(RESULT, found)
+class Bench:
+    """The network, its statistics, and D(R) tables that serve all rates of a transform."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.kept: dict[str, published.Tables] = {}
+
+    @cached_property
+    def tested(self) -> Subject:
+        return subject("resnet20", data_folder(self.options.data), CALIBRATION)
+
+    @cached_property
+    def statistics(self) -> tersor.Statistics:
+        return tersor.calibrate(self.tested.model, self.tested.calibration.split(64))
+
+    def measure(self, case: str) -> Case:
+        """One coder, transform and rate."""
+        coder, name, bits = case.split(":")
+        blocks = BLOCKS.get(name, TransformConfig.blocks)
+        transform = TransformConfig(transforms=(name,), coder=coder, blocks=blocks)  # type: ignore[arg-type]
+        start = time.perf_counter()
+        with self.measured_once(name):
+            packed = tersor.compress(self.tested.model, self.statistics, bits=float(bits), tools=("transform",),
+                                     effort=5, transform=transform)
+        return figures(packed, self.tested) | {"seconds": round(time.perf_counter() - start, 1)}
+
+    @contextmanager
+    def measured_once(self, name: str) -> Iterator[None]:
+        """Inside, `published.measure` gives the tables of this transform; layers measured before as they are."""
+        original = published.measure
+
+        def measure(plan: Any, model: nn.Module | None, progress: Any = None) -> published.Tables:
+            if name not in self.kept:
+                path = None if self.options.tables is None else self.options.tables / f"{name}.pkl"
+                self.kept[name] = original(plan, model, print, known=Kept(path))
+            found = self.kept[name]
+            found.plan = plan
+            return found
+
+        encoder.measure = measure  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            encoder.measure = original  # type: ignore[attr-defined]
 
 
-class MeasuredOnce:
-    """The tables of a case serve all its rates: inside, `published.measure` measures once."""
+class Kept(dict[str, list[Table]]):
+    """Tables of layers by name, each written to a file at once."""
 
-    def __enter__(self) -> None:
-        from tersor import encoder
-        self.place, self.original = encoder, published.measure
-        kept: list[published.Tables] = []
+    def __init__(self, path: Path | None) -> None:
+        super().__init__(pickle.loads(path.read_bytes()) if path is not None and path.exists() else {})
+        self.path = path
 
-        def measure(plan: Any, model: nn.Module | None, progress: Callable[[str], None] | None = None) -> Any:
-            if not kept:
-                kept.append(self.original(plan, model, progress))
-            return kept[0]
-
-        encoder.measure = measure  # type: ignore[assignment]
-
-    def __exit__(self, *_: object) -> None:
-        self.place.measure = self.original  # type: ignore[assignment]
+    def __setitem__(self, name: str, tables: list[Table]) -> None:
+        super().__setitem__(name, tables)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_bytes(pickle.dumps(dict(self)))
 
 
 def figures(packed: Packed, tested: Subject) -> dict[str, Any]:
@@ -116,33 +122,34 @@ def figures(packed: Packed, tested: Subject) -> dict[str, Any]:
 # ---- the page ----------------------------------------------------------------------------------------
 
 
-def page(cases: dict[str, Any], everything: list[str]) -> str:
+def page(cases: dict[str, Case]) -> str:
     """docs/transform_rates.md."""
     lines = [INTRODUCTION, "| transform | coder | bits/weight | bytes | output SNR (dB) | KL | top-1 (%) | change |"]
     lines += ["|---" * 8 + "|"]
-    for case in everything:
-        coder, _, name = case.partition(":")
-        for _, point in sorted(cases.get(case, {}).items()):
-            shown = [name, coder, f"{point['bits']:.3f}", f"{point['bytes']:,}", f"{point['snr']:.2f}",
-                     f"{point['kl']:.4f}", f"{100 * point['top1']:.2f}",
-                     f"{100 * point['top1_change']:+.2f} +- {100 * point['top1_change_error']:.2f}"]  # fmt: skip
-            lines.append(f"| {' | '.join(shown)} |")
+    for name in TRANSFORMS:
+        for coder in CODERS:
+            for point in points(cases, coder, name):
+                shown = [name, coder, f"{point['bits']:.3f}", f"{point['bytes']:,}", f"{point['snr']:.2f}",
+                         f"{point['kl']:.4f}", *accuracy_cells(point)]  # fmt: skip
+                lines.append(f"| {' | '.join(shown)} |")
     lines += ["", "## Bits saved by the entropy-coded mode at equal output SNR", "", EQUAL]
     lines += ["| transform | fixed length | SNR (dB) | entropy-coded | saved |", "|---" * 5 + "|"]
     for name in TRANSFORMS:
-        fixed, entropy = (list(cases.get(f"{coder}:{name}", {}).values()) for coder in CODERS)
-        for point in sorted(fixed, key=lambda p: p["bits"]):
+        entropy = points(cases, "entropy", name)
+        for point in points(cases, "fixed", name):
             bits, bound = bits_at(entropy, point["snr"])
             if math.isfinite(bits):
                 saved = f"{100 * (1 - bits / point['bits']):.0f}%"
                 shown = [name, f"{point['bits']:.3f}", f"{point['snr']:.2f}", f"{'< ' * bound}{bits:.2f}",
                          f"{'> ' * bound}{saved}"]  # fmt: skip
                 lines.append(f"| {' | '.join(shown)} |")
-    missing = [f"* {case} at {', '.join(f'{bits:g}' for bits in left)} bits/weight" for case in everything
-               if (left := [bits for bits in sorted(BITS[case.partition(":")[0]])
-                           if f"{bits:g}" not in cases.get(case, {})])]  # fmt: skip
-    lines += ["", "## Cost", "", *cost(cases), "", "## Not measured yet", "", *(missing or ["Nothing."])]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", "## Cost", "", *cost(cases), ""])
+
+
+def points(cases: dict[str, Case], coder: str, name: str) -> list[Case]:
+    """Of a coder and a transform, those that were measured, by rate."""
+    found = [cases.get(f"{coder}:{name}:{bits:g}") for bits in sorted(BITS[coder])]
+    return [point for point in found if point is not None]
 
 
 INTRODUCTION = """# Transforms: fixed-length and entropy-coded
@@ -155,10 +162,10 @@ those of whole files: bases, steps, BatchNorm and names included. Nothing was re
 * "entropy": `tools=("transform",)` at effort 5: one lambda, adaptive contexts, error feedback, BatchNorm
   re-fitted. So the two differ in more than their coder.
 
-Blocks in the container are of whole input channels: a DCT over the taps cannot have a depth for each frequency there,
-and in fixed length does not show what it is worth. In output SNR at fixed length, ELT is better than
-KLT, and both are better than no transform. Entropy-coded, with error feedback, ELT is not better than no transform on
-this network. Seconds were measured on a busy machine. Written by `python benchmarks/transform_rates.py`.
+Under a DCT each of the nine frequencies has a bit depth of its own (of elt+dct2, in each of five groups of
+channels). In output SNR at fixed length, ELT is better than KLT, and both are better than no transform. Entropy-coded,
+with error feedback, ELT is not better than no transform on this network. Seconds were measured on a busy machine.
+Written by `python benchmarks/transform_rates.py`.
 """
 
 EQUAL = """Bits/weight of the entropy-coded file at the SNR of each fixed-length one: straight lines between measured
@@ -181,12 +188,12 @@ def bits_at(points: list[dict[str, Any]], snr: float) -> tuple[float, bool]:
     return (second if high == low else first + (snr - low) / (high - low) * (second - first)), False
 
 
-def cost(cases: dict[str, Any]) -> list[str]:
+def cost(cases: dict[str, Case]) -> list[str]:
     """What the measurements of the published allocation took."""
     lines = []
-    for case, points in cases.items():
-        notes = [note for point in points.values() for note in point["notes"] if "runs of the network" in note]
-        lines += [f"* {case}: {note}" for note in notes[:1]]
+    for name in TRANSFORMS:
+        notes = [note for point in points(cases, "fixed", name) for note in point["notes"] if "runs of" in note]
+        lines += [f"* {name}: {note}" for note in notes[:1]]
     return lines or ["Nothing measured."]
 
 

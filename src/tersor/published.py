@@ -15,7 +15,8 @@ statistics the relative error of its weights: ours, not the paper's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,30 +123,69 @@ class Tables:
 
 
 def measure(plan: Plan, model: nn.Module | None, progress: Callable[[str], None] | None = None,
-            images: int = IMAGES) -> Tables:
+            images: int = IMAGES, known: MutableMapping[str, list[Table]] | None = None) -> Tables:
     """Tables of all blocks of all layers: at the outputs of `model`, or, without one, by the layers' metric.
 
+    known: tables of layers that need not be measured; new ones are added, so that an interrupted run can go on.
     Raises ConfigError for an nn.Module without samples, StatisticsError where the outputs are not finite.
     """
     start = time.perf_counter()
     layers = [transform_layer(plan.target(name), plan.config) for name in plan.layers]
+    known = {} if known is None else known
     found = Tables(plan, layers, {})
-    done = 0
-
-    def add(layer: Blocks, tables: list[Table]) -> None:
-        nonlocal done
-        found.tables[layer.name] = tables
-        done += 1
-        if progress is not None:
-            progress(f"D(R) measured on {done} of {len(layers)} layers")
-
-    if model is None:
-        for layer in layers:
-            add(layer, _by_metric(plan, layer))
-    else:
-        _by_network(found, model, images, add)
+    outputs = None
+    with undisturbed(model) if model is not None else nullcontext():
+        if model is not None:
+            outputs = _Outputs(plan, model, images, sum(part.cuts.blocks for layer in layers for part in layer.parts))
+            found.signal = outputs.signal
+        for number, layer in enumerate(layers):
+            if layer.name not in known:
+                known[layer.name] = _by_metric(plan, layer) if outputs is None else outputs.tables(layer)
+            found.tables[layer.name] = known[layer.name]
+            if progress is not None:
+                progress(f"D(R) measured on {number + 1} of {len(layers)} layers")
+    found.evaluations = 0 if outputs is None else outputs.replay.evaluations
     found.seconds = time.perf_counter() - start
     return found
+
+
+class _Outputs:
+    """What a layer's errors do to the outputs of the network. `signal`: mean over images of |y|^2."""
+
+    def __init__(self, plan: Plan, model: nn.Module, images: int, blocks: int) -> None:
+        self.plan = plan
+        samples = plan.statistics.samples if plan.statistics is not None else None
+        if samples is None:
+            raise ConfigError("coder='fixed' measures the network's outputs: it needs statistics with samples "
+                              "(tersor.calibrate(..., keep=...))")
+        chosen = {key: value[:images] for key, value in samples.items()} if isinstance(samples, dict) \
+            else samples[:images]
+        self.replay = Replay(model, lambda network: forward(network, chosen, images))
+        reference = self.replay.reference
+        self.signal = float((reference**2).sum()) / len(reference)
+        if not np.isfinite(self.signal):
+            raise StatisticsError("the network's outputs on the samples hold NaN or infinity")
+        self.negligible = NEGLIGIBLE * self.signal / max(blocks, 1)
+
+    def tables(self, layer: Blocks) -> list[Table]:
+        """Of all blocks of a layer."""
+        tensor = self.plan.inventory.tensors[layer.name].astype(np.float64)
+        factor = self.plan.config.layer(layer.name).weight
+        with self.replay.layer(layer.name) as own:
+            def loss(weights: Matrix) -> float:
+                """D of other weights, float64 in the tensor's shape."""
+                y = self.replay.outputs(_like(weights, own))
+                value = factor * float(((y - self.replay.reference) ** 2).sum()) / len(y)
+                return value if np.isfinite(value) else float("inf")
+
+            energy = float((tensor**2).sum())
+            if loss(np.zeros_like(tensor)) == 0.0 and energy > 0:
+                def relative(weights: Matrix) -> float:
+                    """Of a layer that the outputs do not need: as if they did, like a typical layer."""
+                    return self.signal * float(((weights - tensor) ** 2).sum()) / energy
+
+                return _tables(layer, tensor, relative, self.negligible)
+            return _tables(layer, tensor, loss, self.negligible)
 
 
 def _by_metric(plan: Plan, layer: Blocks) -> list[Table]:
@@ -157,46 +197,6 @@ def _by_metric(plan: Plan, layer: Blocks) -> list[Table]:
         return candidate.distortion(target, np.asarray(to_matrix(weights, target.layer), dtype=np.float64))
 
     return _tables(layer, plan.inventory.tensors[layer.name].astype(np.float64), loss, 0.0)
-
-
-def _by_network(found: Tables, model: nn.Module, images: int, add: Callable[[Blocks, list[Table]], None]) -> None:
-    plan = found.plan
-    samples = plan.statistics.samples if plan.statistics is not None else None
-    if samples is None:
-        raise ConfigError("coder='fixed' measures the network's outputs: it needs statistics with samples "
-                          "(tersor.calibrate(..., keep=...))")
-    chosen = {key: value[:images] for key, value in samples.items()} if isinstance(samples, dict) else samples[:images]
-    with undisturbed(model):
-        replay = Replay(model, lambda network: forward(network, chosen, images))
-        reference = replay.reference
-        found.signal = float((reference**2).sum()) / len(reference)
-        if not np.isfinite(found.signal):
-            raise StatisticsError("the network's outputs on the samples hold NaN or infinity")
-        blocks = sum(part.cuts.blocks for layer in found.layers for part in layer.parts)
-        negligible = NEGLIGIBLE * found.signal / max(blocks, 1)
-        for layer in found.layers:
-            add(layer, _measure_layer(plan, layer, replay, found, negligible))
-    found.evaluations = replay.evaluations
-
-
-def _measure_layer(plan: Plan, layer: Blocks, replay: Replay, found: Tables, negligible: float) -> list[Table]:
-    tensor = plan.inventory.tensors[layer.name].astype(np.float64)
-    factor = plan.config.layer(layer.name).weight
-    with replay.layer(layer.name) as own:
-        def loss(weights: Matrix) -> float:
-            """D of other weights, float64 in the tensor's shape."""
-            y = replay.outputs(_like(weights, own))
-            value = factor * float(((y - replay.reference) ** 2).sum()) / len(y)
-            return value if np.isfinite(value) else float("inf")
-
-        energy = float((tensor**2).sum())
-        if loss(np.zeros_like(tensor)) == 0.0 and energy > 0:
-            def relative(weights: Matrix) -> float:
-                """Of a layer that the outputs do not need: as if they did, like a typical layer."""
-                return found.signal * float(((weights - tensor) ** 2).sum()) / energy
-
-            return _tables(layer, tensor, relative, negligible)
-        return _tables(layer, tensor, loss, negligible)
 
 
 def _tables(layer: Blocks, tensor: Matrix, loss: Callable[[Matrix], float], negligible: float) -> list[Table]:
