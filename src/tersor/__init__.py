@@ -20,17 +20,20 @@ from .limits import Limits
 if TYPE_CHECKING:
     from .config import CodebookConfig, Config, KernelConfig, LayerConfig, TransformConfig
     from .encoder import compress, restore
+    from .gap import rate_limits
     from .packed import Packed
     from .sensitivity import Statistics, calibrate
 
 __version__ = "0.1.0"
 
 __all__ = ["CodebookConfig", "Config", "KernelConfig", "LayerConfig", "Limits", "Packed", "Statistics", "TersorError",
-           "TersorFile", "TransformConfig", "calibrate", "compress", "load", "restore"]
+           "TersorFile", "TransformConfig", "calibrate", "compress", "load", "rate_limits",
+           "restore"]
 
 _LAZY = {"CodebookConfig": "config", "Config": "config", "KernelConfig": "config", "LayerConfig": "config",
          "TransformConfig": "config", "Packed": "packed",
-         "Statistics": "statistics", "calibrate": "sensitivity", "compress": "encoder", "restore": "encoder"}
+         "Statistics": "statistics", "calibrate": "sensitivity", "compress": "encoder", "restore": "encoder",
+         "rate_limits": "gap"}
 """Public name -> module; imported at first use: torch takes seconds, and reading files does not need it."""
 
 

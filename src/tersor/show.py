@@ -150,6 +150,34 @@ def _budget_table(report: dict[str, Any]) -> str:
     return table(["where the bytes are", "bytes", "share"], rows, right={1, 2})
 
 
+def layer_table(layers: Sequence[dict[str, Any]]) -> str:
+    """How each weight is coded (`tersor.anatomy`)."""
+    rows = [[printable(layer["name"]), layer["tool"], layer["detail"], f"{layer['weights']:,}",
+             f"{layer['bits_per_weight']:.2f}", _steps(*layer["steps"]), _percent(layer["zeros"])] for layer in layers]
+    return table(["weight", "tool", "how", "weights", "bits/weight", "steps", "zeros"], rows, right={3, 4, 6})
+
+
+def limit_table(limits: Sequence[dict[str, Any]]) -> str:
+    """Bits per weight of each layer beside its limits (`tersor.rate_limits`), all together in the last row."""
+    rows = [[printable(row["name"]), f"{row['weights']:,}", f"{row['bits']:.3f}", f"{row['distortion']:.3g}",
+             f"{row['shannon']:.3f}", f"{row['gap']:+.3f}", f"{row['scalar']:.3f}", f"{row['scalar_gap']:+.3f}",
+             "" if row["exact"] else "approximate"] for row in limits]
+    header = ["weight", "weights", "bits/weight", "error", "limit", "gap", "scalar limit", "gap to it", ""]
+    return table(header, rows, right=set(range(1, 8)))
+
+
+def _steps(low: float, high: float) -> str:
+    """
+    >>> _steps(0.01, 0.01), _steps(0.01, 0.25)
+    ('0.01', '0.01 .. 0.25')
+    """
+    return f"{low:.3g}" if low == high or math.isnan(low) else f"{low:.3g} .. {high:.3g}"
+
+
+def _percent(share: float) -> str:
+    return "" if math.isnan(share) else f"{share:.0%}"
+
+
 def _facts(report: dict[str, Any], verbose: bool) -> str:
     facts = [["parameters", f"{report['parameters']:,}"],
              ["rate", bits(report["bits_per_weight"])],

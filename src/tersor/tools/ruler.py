@@ -19,8 +19,9 @@ signs that repeat) can be coded in fewer bits, and the gap is then negative.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,10 @@ class Limit:
     def scalar_gap(self) -> float:
         """Bits per weight above ideal scalar quantization."""
         return self.bits - self.scalar
+
+    def report(self) -> dict[str, Any]:
+        """As plain data."""
+        return {**asdict(self), "gap": self.gap, "scalar_gap": self.scalar_gap}
 
 
 def limit(target: LayerTarget, restored: Matrix, bits: float) -> Limit:
