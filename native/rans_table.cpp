@@ -41,7 +41,7 @@ bool parametric(const Shape &shape, int precision, Table &table) {
     w = uint64_t{shape.weight_negative} << 17;
     for (int i = zero - 1; i >= 0; --i, w = w * shape.decay_negative >> 8) sum += weight[i] = w;
 
-    const uint64_t free_mass = (uint64_t{1} << precision) - table.symbols();  // each symbol keeps 1
+    const uint64_t free_mass = (uint64_t{1} << precision) - static_cast<uint64_t>(table.symbols());  // each symbol keeps 1
     const uint64_t for_zero = sum == 0 ? free_mass : free_mass * shape.zero >> 8;
     const uint64_t rest = free_mass - for_zero;
     uint64_t below = 0;
@@ -120,7 +120,7 @@ void Slots::build(const Table &table, int precision_) {
         ranges[s] = f | start << 16;
         if (single < 0) {
             if (precision == MIN_PRECISION) {
-                for (uint32_t j = 0; j < f; ++j) packed[start + j] = s | f << 8 | j << 20;
+                for (uint32_t j = 0; j < f; ++j) packed[start + j] = static_cast<uint32_t>(s) | f << 8 | j << 20;
             } else {
                 std::memset(symbol + start, s, f);
             }
@@ -145,6 +145,6 @@ TERSOR_API int64_t tersor_rans_parametric(int64_t first, int64_t size, int64_t e
     table.escape = escape != 0;
     const Shape shape{parameters[0], parameters[1], parameters[2], parameters[3]};
     if (!parametric(shape, static_cast<int>(precision), table)) return TERSOR_BAD_ARGUMENT;
-    std::memcpy(frequency, table.frequency, sizeof(uint32_t) * table.symbols());
+    std::memcpy(frequency, table.frequency, sizeof(uint32_t) * static_cast<size_t>(table.symbols()));
     return 0;
 }

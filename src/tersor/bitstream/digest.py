@@ -23,7 +23,7 @@ KEY = "tersor.sha256"
 def of_array(array: npt.NDArray[np.generic]) -> bytes:
     """SHA-256 (32 bytes) of the elements in C order, little-endian."""
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return hashlib.sha256(little.reshape(-1).view(np.uint8)).digest()
+    return hashlib.sha256(little.reshape(-1).view(np.uint8).data).digest()
 
 
 def of_tensors(tensors: Iterable[tuple[TensorRecord, bytes]]) -> str:

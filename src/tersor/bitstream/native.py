@@ -5,7 +5,8 @@ Each wrapper module declares what it calls, once, at its top:
     _sum = native.function("tersor_sum", [native.array(np.int32), native.INT64])
     native.check(_sum(values, values.size), "sum")
 
-ctypes releases the GIL during every call.
+ctypes releases the GIL during every call. Where there is no library, decoding goes on in Python: see
+`tersor.bitstream.fallback`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..errors import FormatError, KernelError
+from . import fallback
 
 ABI_VERSION = 1
 """Must equal `tersor_abi_version()` of the library that is found."""
@@ -58,12 +60,15 @@ def pointer(array: np.ndarray[Any, Any] | None) -> int | None:
 
 
 @cache
-def library() -> ctypes.CDLL:
-    """The loaded kernel. Raises `KernelError` when it is missing or of another version."""
+def library() -> ctypes.CDLL | None:
+    """The loaded kernel; None where it was not built, or the environment says TERSOR_KERNEL=none.
+
+    Raises `KernelError` for a kernel of another version.
+    """
     package = __name__.split(".")[0]
     spec = importlib.util.find_spec(f"{package}._kernel")
-    if spec is None or spec.origin is None:
-        raise KernelError("the native kernel is not built; run `pip install .` (it needs a C++17 compiler)")
+    if spec is None or spec.origin is None or os.environ.get("TERSOR_KERNEL") == "none":
+        return None
     loaded = ctypes.CDLL(spec.origin)
     version = int(loaded.tersor_abi_version())
     if version != ABI_VERSION:
@@ -73,11 +78,15 @@ def library() -> ctypes.CDLL:
 
 
 def function(name: str, argtypes: Sequence[Any], restype: Any = INT64) -> Callable[..., Any]:
-    """The kernel's function `name` with its signature declared; loads the library at the first call."""
+    """The kernel's function `name` with its signature declared, or what stands for it; loads the library at the
+    first call, which raises KernelError where there is none and the function only serves encoders."""
     @cache
     def bound() -> Any:
+        kernel = library()
+        if kernel is None:
+            return fallback.function(name)
         try:
-            found = getattr(library(), name)
+            found = getattr(kernel, name)
         except AttributeError:
             raise KernelError(f"the native kernel has no function {name}; install tersor again") from None
         found.argtypes = list(argtypes)
