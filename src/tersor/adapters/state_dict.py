@@ -30,9 +30,10 @@ FORMAT = "pytorch"
 NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params",
           "ema_state_dict")
 """Keys under which checkpoints keep the state dict, in the order in which they are tried."""
-_DANGEROUS = {"os", "posix", "nt", "subprocess", "builtins", "__builtin__", "sys", "socket", "shutil", "runpy",
-              "importlib", "pty", "ctypes", "pickle", "code", "webbrowser", "urllib", "requests", "asyncio", "timeit"}
-"""Modules whose functions are in pickles only for attacks."""
+_DANGEROUS = {"eval", "exec", "open", "getattr", "os", "posix", "nt", "subprocess", "builtins", "__builtin__", "sys",
+              "socket", "shutil", "runpy", "importlib", "pty", "ctypes", "pickle", "code", "webbrowser", "urllib",
+              "requests", "asyncio", "timeit"}
+"""Modules and builtins that are in pickles only for attacks."""
 
 
 def read(path: PathLike) -> tuple[Inventory, list[str]]:
