@@ -21,7 +21,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(frozenset(row.split()) for row in (
     "errors", "limits",
     "bitstream", "synthesis", "decoder",  # bytes -> integers -> weights: all that reading needs
     "adapters anatomy codes config packed parallel",
-    "statistics runtime sections", "calibration tools evaluate data",
+    "statistics runtime modes sections", "calibration tools evaluate data",
     "sensitivity allocation choice diagonals onnx", "encoding",
     "lockstep writer guess", "published", "encoder", "hub gap finetune training sweep predict report repack",
     "kernel_tuning transform_tuning",

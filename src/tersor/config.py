@@ -21,7 +21,7 @@ ALL_TRANSFORMS = ("identity", "elt", "elt-outputs", "dct1", "dct2", "klt-taps", 
 CHANNEL_TRANSFORMS = tuple(f"{kind}{axis}" for axis in ("", "-outputs", "-joint") for kind in ("klt", "elt"))
 TAP_TRANSFORMS = ("dct1", "dct2", "klt-taps", "elt-taps")
 
-MODES = ("small", "fast")
+MODES = ("small", "fast", "auto")
 MIN_EFFORT, DEFAULT_EFFORT, MAX_EFFORT = 1, 7, 9
 
 
@@ -179,8 +179,9 @@ class Config:
 
     * `tools`: coding tools for weights: some of "scalar", "transform", "kernels", between which each layer's
       J = D + lambda R decides; or ("codebook",) or ("raw",). None: by `effort`. Single layers differ by `layers`.
-    * `mode`: "small" (adaptive contexts, smallest file) or "fast" (static rANS, decodes several hundred
-      million weights a second).
+    * `mode`: "small" (adaptive contexts, smallest file), "fast" (static rANS, decodes several hundred
+      million weights a second), or "auto": small if that decodes within `decode_budget` seconds on one core by the
+      rates of `tersor.modes`, else fast.
     * `effort`: 1 to 9. 1, 2: no error feedback. 3, 4: feedback on the statistics as measured. From 5 on,
       where the statistics kept samples, a second walk through the network in the order of the
       data: every layer makes up for the errors of those before it. 6: trellis-coded quantization where it pays;
@@ -194,6 +195,7 @@ class Config:
 
     tools: tuple[str, ...] | None = None
     mode: str = "small"
+    decode_budget: float | None = None
     effort: int = DEFAULT_EFFORT
     keep_exact: bool = False
     digest: bool = False
@@ -214,6 +216,10 @@ class Config:
                 raise ConfigError(f"{name} must be a {kind.__name__}, not {type(getattr(self, name)).__name__}")
         if self.mode not in MODES:
             raise ConfigError(f"mode={self.mode!r} is not one of {', '.join(MODES)}")
+        if (self.mode == "auto") != (self.decode_budget is not None):
+            raise ConfigError("mode='auto' and decode_budget=, the seconds that decoding may take, need each other")
+        if self.decode_budget is not None and not 0.0 < self.decode_budget < float("inf"):
+            raise ConfigError(f"decode_budget={self.decode_budget!r} must be a positive number of seconds")
         if not isinstance(self.effort, int) or not MIN_EFFORT <= self.effort <= MAX_EFFORT:
             raise ConfigError(f"effort={self.effort!r} must be an integer from {MIN_EFFORT} to {MAX_EFFORT}")
         for pattern, layer in self.layers.items():

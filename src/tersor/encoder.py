@@ -136,7 +136,7 @@ class Job:
 
     def __init__(self, plan: Plan, model: nn.Module | None) -> None:
         self.plan, self.model = plan, model
-        self.notes: list[str] = []
+        self.notes: list[str] = list(plan.notes)
         self.stage: Stage | None = None
         self.trials: dict[tuple[bytes, ...], _Trial] = {}
         self._guess: Guess | None = None

@@ -20,6 +20,7 @@ from .adapters.inventory import Array, BatchNormLayer, Inventory, WeightLayer
 from .bitstream.dtypes import FLOATS, name_of
 from .choice import Chooser, Decision
 from .config import TRELLIS_EFFORT, Config
+from .modes import with_mode
 from .statistics import Statistics
 from .synthesis.batchnorm import BatchNormCode
 from .synthesis.codebook import CodebookCode
@@ -67,9 +68,13 @@ class Plan:
     memory: dict[tuple[str, ...], dict[int, Clusters]] = field(default_factory=dict)  # see `shared.cluster`
     factors: dict[str, dict[str, Any]] = field(default_factory=dict)  # see `remember`
     chooser: Chooser = field(init=False)
+    notes: list[str] = field(init=False)  # for the user
 
     def __post_init__(self) -> None:
-        inventory, config = self.inventory, self.config
+        inventory = self.inventory
+        weights = sum(inventory.tensors[layer.name].size for layer in inventory.layers)
+        self.config, note = with_mode(self.config, weights)
+        config, self.notes = self.config, [note] if note else []
         self.chooser = Chooser(config, lambda: [self.target(name) for name in self.layers
                                                 if "kernels" in config.rivals(name)])
         config.check_patterns(name for name, array in inventory.tensors.items() if array.ndim >= 2)

@@ -23,8 +23,11 @@ from . import arguments
 
 def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     """Mode, effort, tools and their options; for `encoder_config`."""
-    parser.add_argument("--mode", choices=MODES, default="small",
-                        help="small: the smallest file; fast: quickest to decode (default: %(default)s)")
+    parser.add_argument("--mode", choices=MODES,
+                        help="small: the smallest file; fast: quickest to decode; auto: by --decode-budget (default: "
+                             "small, and auto with --decode-budget)")
+    parser.add_argument("--decode-budget", type=arguments.positive, metavar="SECONDS",
+                        help="small if that decodes within this time on one core, else fast")
     parser.add_argument("--effort", type=int, choices=range(MIN_EFFORT, MAX_EFFORT + 1), metavar="N",
                         default=DEFAULT_EFFORT,
                         help=f"{MIN_EFFORT} to {MAX_EFFORT}: time for bytes (default: %(default)s)")
@@ -83,6 +86,8 @@ def encoder_config(options: argparse.Namespace) -> Config:
                           "the target")
     transform = TransformConfig(options.transforms, coder=options.transform_coder or TransformConfig.coder)
     bits = KernelConfig.value_bits if options.kernel_bits is None else options.kernel_bits
-    return Config(tools=options.tool, mode=options.mode, effort=options.effort, keep_exact=options.keep_exact,
+    mode = options.mode or ("small" if options.decode_budget is None else "auto")
+    return Config(tools=options.tool, mode=mode, decode_budget=options.decode_budget, effort=options.effort,
+                  keep_exact=options.keep_exact,
                   digest=options.digest, layers=layers, codebook=CodebookConfig(**chosen), transform=transform,
                   kernels=KernelConfig(size=options.kernels, value_bits=bits))

@@ -1,0 +1,226 @@
+"""The rate-distortion frontier of tersor and its peers on five networks: `python benchmarks/frontier.py`.
+
+    python benchmarks/frontier.py                        # everything: hours; -> results/frontier.json, docs/frontier.*
+    python benchmarks/frontier.py resnet20 --parts curve peers
+    python benchmarks/frontier.py --table                # only write the document, from the results as they are
+
+Parts: `curve` (bytes and KL of tersor), `best` (the same at effort 9), `peers`, `nncodec`, `ablation` (what each tool
+saves), `gap` (to the limit, layer by layer), `time`. Every case is kept in the JSON as soon as it is measured: an
+interrupted run goes on where it stopped, and `--minutes` ends one early. `--fresh` measures again.
+
+No training, no labels: tersor calibrates on training images. Every file is restored into a network of other weights;
+KL, agreement and accuracy are those of the test images, SNR also that of training images that calibration has not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import common
+import nncodec_peer
+import peers
+import torch
+from frontier_ablation import ablation_cases
+from frontier_networks import NAMES, Network, network
+from frontier_report import write_document
+
+import tersor
+from tersor import Statistics
+from tersor.tools import ruler
+
+RESULT = common.RESULTS / "frontier.json"
+PARTS = ("curve", "peers", "nncodec", "gap", "ablation", "best", "time")
+SIZES: dict[str, tuple[int, ...]] = {
+    "resnet20": (100_000, 70_000, 54_000, 44_000, 36_000, 30_000),
+    "resnet32": (115_000, 90_000, 72_000, 58_000, 48_000),
+    "resnet56": (108_000, 140_000, 185_000, 90_000, 76_000),
+    "lenet5": (18_000, 12_000, 25_000, 8_000, 40_000),
+    "squeezenet1_1": (380_000, 310_000, 460_000, 260_000, 220_000),
+}
+"""Bytes that tersor is asked for, around the KL that codecs are compared at."""
+BEST = {"resnet20": (54_000, 36_000), "lenet5": (18_000, 12_000)}
+"""The same at effort 9."""
+GAP_BITS = 2.0
+RANGE = (0.006, 0.3)
+"""KL that NNCodec's settings must have, where they were measured before, to be measured again."""
+GRID = tuple(range(-38, -13, 3))
+"""qp of NNCodec for the other networks."""
+
+Case = tuple[str, Callable[[], dict[str, Any]]]
+
+
+@dataclass
+class Bench:
+    """A network, its statistics (when they are needed), and where they are kept."""
+
+    network: Network
+    cache: Path
+    known: Statistics | None = None
+
+    @property
+    def statistics(self) -> Statistics:
+        if self.known is None:
+            self.known, _ = self.network.statistics(self.cache)
+        return self.known
+
+
+def main() -> None:
+    """Measure what is missing, then write the document."""
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    if not options.table:
+        measure(options)
+    write_document(common.read_json(RESULT))
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("networks", nargs="*", default=list(NAMES), help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no case after so many minutes")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--data", help="folder with cifar10/, imagenet/ and mnist/ (benchmarks/README.md)")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "tersor-frontier",
+                        help="folder for statistics")  # fmt: skip
+    parser.add_argument("--fresh", action="store_true", help="measure again what is there")
+    parser.add_argument("--table", action="store_true", help="only write the document again")
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Every case that is not in the results yet."""
+    start = time.monotonic()
+    for name in options.networks:
+        bench = Bench(network(name, common.data_folder(options.data)), options.cache)
+        facts = {"parameters": bench.network.parameters, "fp32_bytes": bench.network.file_bytes,
+                 "images": len(bench.network.labels), "calibration": len(bench.network.calibration),
+                 "held_out": len(bench.network.held_out)}  # fmt: skip
+        for part in options.parts:
+            known = common.read_json(RESULT).get("networks", {}).get(name, {}).get(part, {})
+            for label, case in cases(part, bench):
+                if (label in known and not options.fresh) or time.monotonic() - start > 60 * options.minutes:
+                    continue
+                found = case()
+                keep(name, facts, part, label, found)
+                print(name, part, label, line(found), flush=True)
+
+
+def keep(name: str, facts: dict[str, Any], part: str, label: str, found: dict[str, Any]) -> None:
+    """Add a case to the results as they are now: another run may have added its own."""
+    results = common.read_json(RESULT)
+    entry = results.setdefault("networks", {}).setdefault(name, {})
+    entry |= facts
+    entry.setdefault(part, {})[label] = found
+    results["environment"] = common.environment()
+    common.write_json(RESULT, results)
+
+
+def cases(part: str, bench: Bench) -> Iterator[Case]:
+    """(label, what to do) of one part for one network."""
+    name = bench.network.name
+    if part in ("curve", "best"):
+        effort = 9 if part == "best" else 7
+        for size in (BEST if part == "best" else SIZES).get(name, ()):
+            yield f"{size:,} bytes, effort {effort}", lambda size=size: point(bench, size, effort)  # type: ignore[misc]
+    elif part == "peers":
+        yield from peer_cases(bench.network)
+    elif part == "nncodec":
+        yield from nncodec_cases(bench.network)
+    elif part == "ablation":
+        yield from ablation_cases(bench.network, lambda: bench.statistics)
+    elif part == "gap":
+        yield f"{GAP_BITS:g} bits/weight", lambda: gaps(bench, GAP_BITS)
+    else:
+        for mode in ("small", "fast"):
+            yield mode, lambda mode=mode: seconds(bench, mode)  # type: ignore[misc]
+
+
+def point(bench: Bench, size: int, effort: int) -> dict[str, Any]:
+    """Compress to a size, save, restore the file, compare."""
+    start = time.process_time()
+    packed = tersor.compress(bench.network.model, bench.statistics, size=size, effort=effort)
+    encoded = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.tersor"
+        packed.save(path)
+        restored = tersor.restore(path, into=bench.network.blank()).eval()
+        size = path.stat().st_size
+    return {"bytes": size, "held_out_snr": bench.network.held_out_snr(restored),
+            "encode_cpu_seconds": round(encoded - start, 1), **bench.network.measure(restored).as_dict()}  # fmt: skip
+
+
+def peer_cases(tested: Network) -> Iterator[Case]:
+    """int8 + zstd, and round-to-nearest with an entropy code that costs no table."""
+
+    def measured(coded: peers.Coded) -> dict[str, Any]:
+        return {"peer": coded.peer, "bytes": coded.size, "ideal": coded.ideal,
+                **tested.measure(coded.tensors).as_dict()}  # fmt: skip
+
+    yield "int8", lambda: measured(peers.int8_zstd(tested.tensors))
+    for step in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2):
+        for per in ("channel", "layer"):
+            yield f"RTN per {per}, step {step}", lambda step=step, per=per: measured(  # type: ignore[misc]
+                peers.rtn_entropy(tested.tensors, step, per))  # fmt: skip
+
+
+def nncodec_cases(tested: Network) -> Iterator[Case]:
+    """The settings that were near the wanted KL in results/nncodec.json; a grid where there are no such results."""
+    if nncodec_peer.version() is None:
+        print("NNCodec is", nncodec_peer.NOT_INSTALLED, file=sys.stderr)
+        return
+    stored = common.read_json(nncodec_peer.CACHE).get(tested.key, {}).get("points", {}).values()
+    found = [{key: p[key] for key in ("qp", "use_dq", "nonweight_qp", "opt_qp")}
+             for p in stored if RANGE[0] < p["kl"] < RANGE[1] and _is_on_front(p, stored)]  # fmt: skip
+    grid = [{"qp": qp, "use_dq": dq, "nonweight_qp": -40, "opt_qp": opt}
+            for qp in GRID for dq in (True, False) for opt in (True, False)]  # fmt: skip
+    for settings in found or grid:
+        label = " ".join(f"{key}={value}" for key, value in settings.items())
+        yield label, lambda settings=settings: nncodec_peer.measure(tested, settings)  # type: ignore[misc]
+
+
+def _is_on_front(point: dict[str, Any], others: Collection[dict[str, Any]]) -> bool:
+    """Whether no other setting is better in both numbers, of all or of those without dependent quantization."""
+    rivals = [p for p in others if not p["use_dq"]] if not point["use_dq"] else others
+    return not any(p["bytes"] < point["bytes"] and p["kl"] < point["kl"] for p in rivals)
+
+
+def gaps(bench: Bench, bits: float) -> dict[str, Any]:
+    """The ruler beside every layer of a file."""
+    packed = tersor.compress(bench.network.model, bench.statistics, bits=bits)
+    rows = tersor.rate_limits(packed.data, bench.network.model, bench.statistics)
+    return {"layers": [{"name": row.name, "weights": row.weights, "bits": row.bits, "shannon": row.shannon,
+                        "scalar": row.scalar, "exact": row.exact} for row in (*rows, ruler.overall(rows))]}  # fmt: skip
+
+
+def seconds(bench: Bench, mode: str) -> dict[str, Any]:
+    """CPU seconds of calibration and encoding, and weights per second of decoding, at 3 bits/weight."""
+    tested = bench.network
+    with tempfile.TemporaryDirectory() as folder:
+        found, calibration = tested.statistics(Path(folder))
+    start = time.process_time()
+    packed = tersor.compress(tested.model, found, bits=3.0, mode=mode)
+    encode = time.process_time() - start
+    rates = []
+    for _ in range(5):
+        start = time.process_time()
+        tersor.load(packed.data, threads=1).read_all()
+        rates.append(tested.parameters / (time.process_time() - start))
+    return {"calibrate_cpu_seconds": calibration, "encode_cpu_seconds": encode, "bytes": packed.size,
+            "decode_weights_per_second": max(rates)}  # fmt: skip
+
+
+def line(case: dict[str, Any]) -> str:
+    """The numbers of a case that tell how it goes."""
+    return ", ".join(f"{key} {value:,.4g}" for key, value in case.items() if isinstance(value, int | float))[:160]
+
+
+if __name__ == "__main__":
+    main()
