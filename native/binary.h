@@ -111,6 +111,25 @@ struct BitDecoder {
   }
 };
 
+// The two directions of one adaptive coder: a template takes either, so that encoder and decoder cannot drift apart.
+struct BitWriter {
+  static constexpr bool kDecodes = false;
+  BitEncoder coder;
+  int bit(int value, uint32_t p) {
+    coder.encode(value != 0, p);
+    return value;
+  }
+};
+
+struct BitReader {  // `value` is not looked at
+  static constexpr bool kDecodes = true;
+  BitDecoder coder;
+  const uint8_t* data;
+  size_t size;
+  BitReader(const uint8_t* bytes, size_t count) : coder(), data(bytes), size(count) { coder.start(bytes, count); }
+  int bit(int, uint32_t p) { return coder.decode(p, data, size) ? 1 : 0; }
+};
+
 // A probability that starts at one half and moves by 1/(n+2) at its n-th bit (Krichevsky-Trofimov),
 // never slower than 1/kLimit: quick on the first symbols, steady afterwards.
 struct AdaptiveBit {

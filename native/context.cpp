@@ -19,23 +19,6 @@
 namespace tersor::context {
 namespace {
 
-struct Writer {
-    static constexpr bool kDecodes = false;
-    BitEncoder coder;
-    int bit(int value, uint32_t p) {
-        coder.encode(value != 0, p);
-        return value;
-    }
-};
-
-struct Reader {
-    static constexpr bool kDecodes = true;
-    BitDecoder coder;
-    const uint8_t *data;
-    size_t size;
-    int bit(int, uint32_t p) { return coder.decode(p, data, size) ? 1 : 0; }
-};
-
 // What predicts a value: nothing, the taps before it in its kernel, or (bases without kernels) this row and the two
 // above.
 enum class Neighbours { kNone, kKernel, kPlane };
@@ -301,8 +284,8 @@ int64_t run(Coder &coder, int32_t *q, int64_t matrices, const int64_t *shape) {
 TERSOR_API int64_t tersor_context_encode(const int32_t *q, int64_t matrices, const int64_t *shape, uint8_t *out,
                                          int64_t capacity) try {
     using namespace tersor::context;
-    Writer writer;
-    const int64_t status = run(writer, const_cast<int32_t *>(q), matrices, shape);  // a Writer only reads q
+    tersor::BitWriter writer;
+    const int64_t status = run(writer, const_cast<int32_t *>(q), matrices, shape);  // a BitWriter only reads q
     if (status != 0) return status == TERSOR_CORRUPT ? TERSOR_BAD_ARGUMENT : status;
     const std::vector<uint8_t> &bytes = writer.coder.finish();
     if (static_cast<int64_t>(bytes.size()) > capacity) return TERSOR_NO_ROOM;
@@ -316,8 +299,7 @@ TERSOR_API int64_t tersor_context_encode(const int32_t *q, int64_t matrices, con
 TERSOR_API int64_t tersor_context_decode(const uint8_t *data, int64_t size, int64_t matrices, const int64_t *shape,
                                          int32_t *q) try {
     using namespace tersor::context;
-    Reader reader{{}, data, static_cast<size_t>(size)};
-    reader.coder.start(data, static_cast<size_t>(size));
+    tersor::BitReader reader(data, static_cast<size_t>(size));
     const int64_t status = run(reader, q, matrices, shape);
     return status != 0 ? status : static_cast<int64_t>(reader.coder.position);
 } catch (const std::bad_alloc &) {

@@ -23,23 +23,6 @@ constexpr int kDepths = 16;      // at most 65,536 kernels
 constexpr uint32_t kTrust = 12;  // how many bits the law counts as
 constexpr int64_t kMeanLimit = 30;
 
-struct Writer {
-  static constexpr bool kDecodes = false;
-  BitEncoder coder;
-  int bit(int value, uint32_t p) {
-    coder.encode(value != 0, p);
-    return value;
-  }
-};
-
-struct Reader {
-  static constexpr bool kDecodes = true;
-  BitDecoder coder;
-  const uint8_t* data;
-  size_t size;
-  int bit(int, uint32_t p) { return coder.decode(p, data, size) ? 1 : 0; }
-};
-
 struct Mixers {
   Mixer<kInputs> of[kDepths];
   Mixers() {
@@ -177,8 +160,8 @@ int64_t run(Coder& coder, int32_t* index, const int32_t* gain, int64_t matrices,
 TERSOR_API int64_t tersor_kernels_encode(const int32_t* index, const int32_t* gain, int64_t matrices,
                                          const int64_t* shape, uint8_t* out, int64_t capacity) try {
   using namespace tersor;
-  Writer writer;
-  const int64_t status = run(writer, const_cast<int32_t*>(index), gain, matrices, shape);  // a Writer only reads
+  BitWriter writer;
+  const int64_t status = run(writer, const_cast<int32_t*>(index), gain, matrices, shape);  // a BitWriter only reads
   if (status != 0) return status;
   const std::vector<uint8_t>& bytes = writer.coder.finish();
   if (static_cast<int64_t>(bytes.size()) > capacity) return TERSOR_NO_ROOM;
@@ -192,8 +175,7 @@ TERSOR_API int64_t tersor_kernels_encode(const int32_t* index, const int32_t* ga
 TERSOR_API int64_t tersor_kernels_decode(const uint8_t* data, int64_t size, const int32_t* gain, int64_t matrices,
                                          const int64_t* shape, int32_t* index) try {
   using namespace tersor;
-  Reader reader{{}, data, static_cast<size_t>(size)};
-  reader.coder.start(data, static_cast<size_t>(size));
+  BitReader reader(data, static_cast<size_t>(size));
   const int64_t status = run(reader, index, gain, matrices, shape);
   return status != 0 ? status : static_cast<int64_t>(reader.coder.position);
 } catch (const std::bad_alloc&) {
