@@ -1,72 +1,76 @@
 """Kernels as the unit of quantization: `python benchmarks/kernel_quantization.py [CASE ...]`.
 
-A case is NETWORK:RATE:TOOLS, for example resnet20:1.6:kernels; TOOLS are kernels, tuned (the same file after training
-its codebooks), scalar, or scalar+transform, the latter two at the bytes of the former. "shapes" is arithmetic on the
-layers of the full VGG-16 and ResNet-18. Without any, all that are missing are run. The rate of ResNet-20 is in
-bits/weight of the whole file, that of the others in bits per weight of the 3x3 convolutions. Every case is kept in
+A case is NETWORK:RATE:TOOL, for example resnet20:1.6:kernels; TOOL is kernels, tuned (the same file after training
+its codebooks), or scalar or transform, at the bytes of the file of kernels. "shapes" is arithmetic on the layers of
+the full VGG-16 and ResNet-18. Without any, all that are missing are run. The rate of ResNet-20, 32, 56 is in
+bits/weight of the whole file, that of the others in bits per weight of the 3x3 convolutions. Results are kept in
 benchmarks/results/kernel_quantization.json, and docs/kernel_quantization.md is written from all that are there.
 
 Files are restored into networks of random weights before they are measured. Codebooks are trained for the answers of
-the fp32 network to training images; whether the trained ones are kept is decided on held-out training images.
+the fp32 network to training images; which of the files on the way is kept is decided on held-out training images.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
+import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, ROOT, CifarResNet, Subject, data_folder, environment, read_json, subject, write_json
+from common import RESULTS, ROOT, Case, Cases, CifarResNet, Subject, accuracy_cells, data_folder, subject
 from image_data import calibration, normalised, read, split
 from networks import IMAGENET, ZOO, cifar, load_zoo
 from torch import Tensor, nn
 
 import tersor
-from tersor.codes import codes_of
-from tersor.kernel_tuning import KernelValues
+from tersor.config import TransformConfig
 from tersor.packed import Packed
-from tersor.repack import repack
-from tersor.synthesis.kernel_code import KernelCode
+from tersor.training.loop import finetune
 
-TOOLS = {"kernels": ("kernels",), "scalar": ("scalar",), "scalar+transform": ("scalar", "transform")}
-WAYS = ("kernels", "tuned", "scalar", "scalar+transform")
-RATES = {"resnet20": (1.6, 1.0, 2.2), "vgg16_bn_cifar": (1.05,), "resnet18_cifar": (1.62,)}
+WAYS = ("kernels", "tuned", "scalar", "transform")
+RATES = {"vgg16_bn_cifar": (1.05,), "resnet18_cifar": (1.62,), "resnet20": (1.6, 1.0), "resnet32": (1.6,),
+         "resnet56": (1.6,)}
+ZOO_NETWORKS = ("vgg16_bn_cifar", "resnet18_cifar")
+TRANSFORMS = TransformConfig(transforms=("identity", "dct1", "klt-taps", "elt"))
 SIDE_BITS = 9.0
 """First guess of what a weight costs that is in no 3x3 convolution."""
 SLACK = 0.06
 """How much smaller than asked a file of kernels may be."""
+ROOM = 0.002
+"""How much larger than the untuned file a tuned one may be."""
 EFFORT = 5
-TUNE_SECONDS = 55.0
-STEPS = 200
+STEPS = 400
 BATCH = 64
-RATE = 0.002
-"""Of Adam: in root mean squares of a codebook's values."""
-TEMPERATURE = 2.0
-JPEG_TRAIN, JPEG_TEST, JPEG_CALIBRATION = 10_000, 2_000, 256
-HELD_OUT = 512
-RESULT, PAGE = RESULTS / "kernel_quantization.json", ROOT / "docs" / "kernel_quantization.md"
+RATES_OF = {"values": 1.0, "small": 0.5, "latents": 0.0}
+"""Learning rates of `Trainable.groups`, multiplied."""
+JPEG_CALIBRATION = 256
+HELD_OUT = 1_024
+CASES = Cases(
+    ["shapes", *(f"{name}:{rate:g}:{way}" for name, rates in RATES.items() for rate in rates for way in WAYS)],
+    RESULTS / "kernel_quantization.json",
+    ROOT / "docs" / "kernel_quantization.md",
+)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A network with all that its cases need. `training`: uint8 [N, 3, 32, 32]; `judge` has held-out images."""
+    """A network with all that its cases need. `training`: uint8 [N, 3, 32, 32]; `judge`: held out, normalised."""
 
     tested: Subject
     statistics: tersor.Statistics
     training: Tensor
-    judge: Subject
+    judge: Tensor
 
     def fresh(self) -> nn.Module:
         """The same architecture with random weights."""
         torch.manual_seed(1)
         name = self.tested.name
-        return (CifarResNet(20) if name == "resnet20" else cifar(name.removesuffix("_cifar"))).eval()
+        return (cifar(name.removesuffix("_cifar")) if name in ZOO_NETWORKS else CifarResNet(int(name[6:]))).eval()
 
     def convolution_weights(self) -> int:
         """How many weights the 3x3 convolutions have."""
@@ -74,89 +78,64 @@ class Bench:
 
 
 def main() -> None:
-    """Run what is asked for, case by case; the results are written after each."""
-    everything = ["shapes", *(f"{name}:{rate:g}:{way}" for name, rates in RATES.items() for rate in rates
-                              for way in WAYS)]  # fmt: skip
-    options = arguments(everything)
-    torch.set_num_threads(options.threads)
-    found = read_json(RESULT)
-    cases: dict[str, Any] = found.setdefault("cases", {})
-    benches: dict[str, Bench] = {}
-    if not options.page_only:
-        found["environment"] = environment()
-        for case in options.cases or everything:
-            if case in cases and not options.again:
-                continue
-            if case == "shapes":
-                cases[case] = shapes()
-            else:
-                network, rate, way = case.split(":")
-                if network not in benches:
-                    benches[network] = bench(network, data_folder(options.data))
-                cases[case] = run(benches[network], float(rate), way, cases, options)
-            print(case, cases[case], flush=True)
-            # Another process may have run other cases meanwhile.
-            found["cases"] = cases = read_json(RESULT).get("cases", {}) | {case: cases[case]}
-            write_json(RESULT, found)
-    PAGE.write_text(page(cases, everything))
-    print(f"wrote {PAGE}")
-
-
-def arguments(everything: list[str]) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(everything))
-    parser.add_argument("--data", help="folder with the networks and images; see benchmarks/README.md")
+    """Run what is asked for, case by case."""
+    parser = CASES.arguments(__doc__)
     parser.add_argument("--files", default=str(Path(tempfile.gettempdir()) / "tersor-kernel-quantization"),
-                        help="folder that keeps files of untuned codebooks for the tuned cases")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--again", action="store_true", help="also what has been measured")
-    parser.add_argument("--page-only", action="store_true", help="write the page from the results")
+                        help="folder that keeps files of untuned codebooks, and where their training is")
+    parser.add_argument("--cache", help="folder that keeps decoded images")
     options = parser.parse_args()
-    unknown = set(options.cases) - set(everything)
-    if unknown:
-        parser.error(f"no such case: {', '.join(sorted(unknown))}")
-    return options
+    benches: dict[str, Bench] = {}
+
+    def measure(case: str, need: Callable[[str], Case]) -> Case:
+        if case == "shapes":
+            return shapes()
+        network, rate, way = case.split(":")
+        if network not in benches:
+            benches[network] = bench(network, data_folder(options.data), options.cache)
+        return run(benches[network], float(rate), way, need, Path(options.files))
+
+    CASES.run(options, measure, page)
 
 
-def bench(name: str, data: Path) -> Bench:
+def bench(name: str, data: Path, cache: str | None) -> Bench:
     """Load a network and its images, and calibrate."""
     folder = data / "cifar10"
-    if name == "resnet20":
+    if name not in ZOO_NETWORKS:
         tested = subject(name, data, 320)
         rest, held_out = split(read(folder / "train.npz"), HELD_OUT)
     else:
         # The zoo's networks have learnt from JPEG copies, and are tested on them.
-        rest, held_out = split(read(folder / "jpeg_train.npz", count=JPEG_TRAIN), HELD_OUT)
-        test, labels = read(folder / "jpeg_test.npz", count=JPEG_TEST)
+        rest, held_out = split(read(folder / "jpeg_train.npz", cache), 2_000)  # they have not seen these 2,000
+        test, labels = read(folder / "jpeg_test.npz", cache)
         chosen, _ = calibration(rest, JPEG_CALIBRATION)
         tested = Subject(name, load_zoo(name), normalised(chosen), normalised(test), labels,
                          (ZOO / f"{name}.safetensors").stat().st_size)
-    judge = replace(tested, images=normalised(held_out[0]), labels=held_out[1])
     statistics = tersor.calibrate(tested.model, tested.calibration.split(64))
-    return Bench(tested, statistics, rest[0], judge)
+    return Bench(tested, statistics, rest[0], normalised(held_out[0][-HELD_OUT:]))
 
 
-def run(on: Bench, rate: float, way: str, cases: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+def run(on: Bench, rate: float, way: str, need: Callable[[str], Case], folder: Path) -> Case:
     """One case."""
     stem = f"{on.tested.name}:{rate:g}"
-    kept = Path(options.files) / f"{stem.replace(':', '-')}.tersor"
+    kept = folder / f"{stem.replace(':', '-')}.tersor"
     start = time.perf_counter()
     notes: dict[str, Any] = {}
     if way == "kernels":
         packed = by_kernels(on, rate)
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         packed.save(kept)
         notes["lambda"] = packed.price
     else:
-        first = f"{stem}:kernels"
-        if first not in cases or (way == "tuned" and not kept.exists()):
-            cases[first] = run(on, rate, "kernels", cases, options)
+        first = need(f"{stem}:kernels")
         if way == "tuned":
-            packed, notes = tune(on, kept.read_bytes(), cases[first]["lambda"])
+            if not kept.exists():
+                sys.exit(f"{kept} is not there any more: run --again {stem}:kernels")
+            packed = tune(on, Packed(kept.read_bytes(), on.tested.parameters, first["lambda"]),
+                          kept.with_suffix(".checkpoint"))
+            notes["notes"] = packed.notes
         else:
-            packed = tersor.compress(on.tested.model, on.statistics, size=cases[first]["bytes"], tools=TOOLS[way],
-                                     effort=EFFORT)
+            packed = tersor.compress(on.tested.model, on.statistics, size=first["bytes"], tools=(way,), effort=EFFORT,
+                                     transform=TRANSFORMS)
     seconds = time.perf_counter() - start
     compared = on.tested.measure(tersor.restore(packed.data, into=on.fresh()))
     section = packed.report()["bytes_by_tool"]
@@ -171,10 +150,10 @@ def by_kernels(on: Bench, rate: float) -> Packed:
     """A file by the kernel tool: at `rate` bits/weight of all, or, for the zoo, about so many per 3x3 weight."""
     weights = on.convolution_weights()
     size = rate * on.tested.parameters / 8
-    if on.tested.name != "resnet20":
+    if on.tested.name in ZOO_NETWORKS:
         size = (rate * weights + SIDE_BITS * (on.tested.parameters - weights)) / 8
     with Slack(SLACK):
-        return tersor.compress(on.tested.model, on.statistics, size=int(size), tools=TOOLS["kernels"], effort=EFFORT,
+        return tersor.compress(on.tested.model, on.statistics, size=int(size), tools=("kernels",), effort=EFFORT,
                                progress=lambda line: print(" ", line, flush=True))
 
 
@@ -199,50 +178,25 @@ class Slack:
 # ---- training codebooks --------------------------------------------------------------------------------
 
 
-def tune(on: Bench, data: bytes, price: float) -> tuple[Packed, dict[str, Any]]:
-    """Codebooks, BatchNorm and biases trained for the answers of the fp32 network; indexes and gains stay."""
-    model = tersor.restore(data, into=on.fresh())
-    before = on.judge.measure(model).kl
-    codes = codes_of(data)
-    network = KernelValues(model, {name: code for name, code in codes.items() if isinstance(code, KernelCode)})
-    groups = [{"params": [values], "lr": RATE * float(values.detach().square().mean().sqrt())}
-              for values in network.values]  # fmt: skip
-    own = {id(values) for values in network.values}
-    others = [p for _, p in network.named_parameters() if id(p) not in own and p.ndim < 2]
-    optimizer = torch.optim.Adam([*groups, {"params": others, "lr": 3e-4}])
-    generator = torch.Generator().manual_seed(0)
-    begun = time.perf_counter()
-    # Steps that there is no time for are left out at the end, so the rate falls with both.
-    progress, steps = 0.0, 0
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    while progress < 1.0:
-        for group, full in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = full * 0.5 * (1 + math.cos(math.pi * progress))
-        x = views(on.training, generator)
-        with torch.no_grad():
-            target = (on.tested.model(x) / TEMPERATURE).log_softmax(1)
-        output = (network(x) / TEMPERATURE).log_softmax(1)
-        loss = TEMPERATURE**2 * torch.nn.functional.kl_div(output, target, reduction="batchmean", log_target=True)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        steps += 1
-        progress = max(steps / STEPS, (time.perf_counter() - begun) / TUNE_SECONDS)
-    network.write_back()
-    statistics = tersor.calibrate(model, on.tested.calibration[:128].split(64))
-    packed = repack(model, codes | network.codes(), statistics, price=price)
-    after = on.judge.measure(tersor.restore(packed.data, into=on.fresh())).kl
-    notes = {"lambda": price, "steps": steps, "rate": RATE, "held_out_kl_before": before, "held_out_kl_after": after}
-    if after < before:
-        return packed, notes | {"kept": "trained"}
-    return Packed(data, packed.parameters, price), notes | {"kept": "untuned"}
+def tune(on: Bench, packed: Packed, checkpoint: Path) -> Packed:
+    """Codebooks, gains, BatchNorms and the scalar layers trained for the answers of the fp32 network; indexes stay."""
+    def optimizer(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        for group in groups:
+            group["lr"] *= RATES_OF[group["name"]]
+        return torch.optim.Adam(groups)
+
+    limit = int((1 + ROOM) * packed.size)
+    return finetune(packed, on.tested.model, lambda _epoch: views(on.training), steps=STEPS, size=limit,
+                    held_out=[(x,) for x in on.judge.split(256)], every=STEPS // 10, optimizer=optimizer,
+                    checkpoint=checkpoint, progress=lambda line: print(" ", line, flush=True))  # fmt: skip
 
 
-def views(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A batch of random training images, half of them mirrored, [BATCH, 3, 32, 32]."""
-    x = normalised(images[torch.randint(len(images), (BATCH,), generator=generator)])
-    mirrored = torch.rand(BATCH, 1, 1, 1, generator=generator) < 0.5
-    return torch.where(mirrored, x.flip(3), x)
+def views(images: Tensor) -> Iterator[Tensor]:
+    """Batches of random training images, half of them mirrored, [BATCH, 3, 32, 32]."""
+    while True:
+        x = normalised(images[torch.randint(len(images), (BATCH,))])
+        mirrored = torch.rand(BATCH, 1, 1, 1) < 0.5
+        yield torch.where(mirrored, x.flip(3), x)
 
 
 # ---- shapes of the full networks -----------------------------------------------------------------------
@@ -310,36 +264,28 @@ as above.""",
 }
 
 
-def page(cases: dict[str, Any], everything: list[str]) -> str:
+def page(cases: dict[str, Case]) -> str:
     """docs/kernel_quantization.md."""
-    lines = [INTRODUCTION.format(steps=STEPS, batch=BATCH, seconds=TUNE_SECONDS, held_out=HELD_OUT,
-                                 slack=100 * SLACK)]
+    lines = [INTRODUCTION.format(steps=STEPS, batch=BATCH, slack=100 * SLACK)]
     for network, rates in RATES.items():
         lines += [f"## {network}", "", ABOUT[network], ""]
-        lines += ["| asked | tools | bytes | file | conv | top-1 (%) | change | KL | seconds |", "|---" * 9 + "|"]
+        lines += ["| asked | tool | bytes | file | conv | top-1 (%) | change | KL | seconds |", "|---" * 9 + "|"]
+        notes = []
         for rate in rates:
             for way in WAYS:
-                shown = [f"{rate:g}", way, *row(cases.get(f"{network}:{rate:g}:{way}"))]
-                lines.append(f"| {' | '.join(shown)} |")
-        lines.append("")
-        tuned = {rate: cases[f"{network}:{rate:g}:tuned"] for rate in rates if f"{network}:{rate:g}:tuned" in cases}
-        lines += [f"* tuned at {rate:g}: {point['steps']} batches, rate {point['rate']:g}; KL on held-out images "
-                  f"{point['held_out_kl_before']:.4f} -> {point['held_out_kl_after']:.4f}; taken: {point['kept']}."
-                  for rate, point in tuned.items()] + [""]  # fmt: skip
-    lines += ["## Shapes of the full networks", "", *shape_lines(cases.get("shapes"))]
-    missing = [f"* {case}" for case in everything if case not in cases]
-    return "\n".join([*lines, "", "## Not run", "", *(missing or ["Nothing."])]) + "\n"
+                point = cases.get(f"{network}:{rate:g}:{way}")
+                if point is not None:
+                    lines.append(f"| {rate:g} | {way} | {' | '.join(row(point))} |")
+                    notes += [f"* {way} at {rate:g}: {note}" for note in point.get("notes", [])]
+        lines += ["", *notes, ""]
+    return "\n".join([*lines, "## Shapes of the full networks", "", *shape_lines(cases.get("shapes")), ""])
 
 
-def row(point: dict[str, Any] | None) -> list[str]:
+def row(point: Case) -> list[str]:
     """The cells of one case behind its name."""
-    if point is None:
-        return ["not run"] + [""] * 6
     conv = point["convolution_bits"]
     return [f"{point['bytes']:,}", f"{point['bits']:.3f}", "" if conv is None else f"{conv:.3f}",
-            f"{100 * point['top1']:.2f}",
-            f"{100 * point['top1_change']:+.2f} +- {100 * point['top1_change_error']:.2f}", f"{point['kl']:.4f}",
-            f"{point['seconds']:.0f}"]  # fmt: skip
+            *accuracy_cells(point), f"{point['kl']:.4f}", f"{point['seconds']:.0f}"]  # fmt: skip
 
 
 def shape_lines(found: dict[str, Any] | None) -> list[str]:

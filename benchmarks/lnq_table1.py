@@ -43,13 +43,13 @@ from tersor.bitstream import container
 from tersor.bitstream.dtypes import name_of
 from tersor.bitstream.manifest import TensorRecord
 from tersor.encoding import affine_of
-from tersor.finetune import finetune_shared
 from tersor.synthesis import batchnorm, codebook, grid, raw
 from tersor.synthesis.codebook import CodebookCode
 from tersor.tools.clusters import Clusters
 from tersor.tools.ecsq import ecsq_at_entropy
 from tersor.tools.kmeans import kmeans
 from tersor.tools.uniform import step_for_entropy, uniform
+from tersor.training.shared import SharedValues
 
 Pair = tuple[Tensor, Tensor]
 ZOO = common.ROOT / "examples" / "zoo"
@@ -225,15 +225,33 @@ def ladder() -> dict[str, list[tuple[str, Callable[[np.ndarray, np.ndarray], Clu
     }
 
 
+def trained(subject: Subject, model: nn.Module, code: CodebookCode) -> CodebookCode:
+    """One epoch of Adam for the shared values and all else of the network, which holds what was trained."""
+    known = dict(model.named_parameters())
+    shared = SharedValues(subject.names, code, [known[name] for name in subject.names])
+    others = [parameter for name, parameter in known.items() if name not in subject.names]
+    optimizer = torch.optim.Adam([{"params": [shared.values], "lr": subject.rate / shared.unit}, {"params": others}],
+                                 lr=subject.rate)  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for inputs, targets in subject.train(0):
+            loss = subject.loss(torch.func.functional_call(model, shared.tensors(), (inputs,)), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        for name, weight in shared.tensors().items():
+            known[name].copy_(weight)
+    return shared.codes()[0]
+
+
 def best_of(subject: Subject, method: str, settings: Sequence[tuple[str, Any]], floor: float) -> list[Row]:
     """Rows from the coarsest setting until one keeps `floor` on the held-out images."""
     rows = []
     for setting, cluster in settings:
         started = time.perf_counter()
         model = copy.deepcopy(subject.start).eval()
-        codes = [(subject.names, code_of(subject, cluster))]
-        code, = finetune_shared(model, codes, subject.train, subject.loss,
-                                lambda p: torch.optim.Adam(p, lr=subject.rate), 1)  # fmt: skip
+        code = trained(subject, model, code_of(subject, cluster))
         if method in FIXED:
             data, bits = file_of(subject, model, code, "fixed")
             rows.append(subject.row(f"{method}{FIXED_LENGTH}", setting, data, bits, started))

@@ -38,9 +38,9 @@ from torch import Tensor, nn
 
 import tersor
 from tersor import Statistics, evaluate
-from tersor.finetune import keep_masks
 from tersor.tools.pruning import CubicSchedule, Mask, masks, sensitivity_scores
 from tersor.tools.scalar import ROW_RESOLUTION
+from tersor.training.masks import keep_masks
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 64

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from tersor.adapters.module import inventory_of_module
 from tersor.config import Config
 from tersor.encoding import Encoding, Plan, affine_of
-from tersor.finetune import put_weights
 from tersor.statistics import Statistics
 from tersor.synthesis.scalar import ScalarCode
 from tersor.synthesis.vector import VectorCode
@@ -126,9 +125,12 @@ class RoundedNetwork(nn.Module):
         ]
         return torch.stack(parts).sum()
 
+    @torch.no_grad()
     def write_back(self) -> nn.Module:
         """Put the rounded weights into the model; returns it."""
-        return put_weights(self.model, self.weights())
+        for name, weight in self.weights().items():
+            self.model.get_parameter(name).copy_(weight)
+        return self.model
 
 
 def _expected(q: Tensor) -> Tensor:

@@ -23,8 +23,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(frozenset(row.split()) for row in (
     "adapters anatomy codes config packed parallel",
     "statistics runtime modes sections", "calibration tools evaluate data",
     "sensitivity allocation choice diagonals onnx", "encoding",
-    "lockstep writer guess", "published", "encoder", "hub gap finetune training sweep predict report repack",
-    "kernel_tuning transform_tuning",
+    "lockstep writer guess", "memory published", "encoder", "hub gap training sweep predict report repack",
     "show", "commands", "cli", "__main__",
 ))
 """The rooms of the house (a module or a package of `tersor`). Each imports only from rows before its own, and

@@ -13,9 +13,9 @@ import tersor
 from tersor.codes import codes_of, shared_codes_of
 from tersor.config import CodebookConfig, KernelConfig
 from tersor.errors import ConfigError, FormatError, ModelError
-from tersor.kernel_tuning import KernelValues
 from tersor.repack import repack
 from tersor.runtime import from_file
+from tersor.training.kernels import KernelBooks
 
 EXACT = tersor.Config(keep_exact=True)
 
@@ -67,12 +67,14 @@ def test_the_same_file_comes_back(statistics, options):
 def test_trained_kernels_and_small_tensors_are_in_the_file(by_kernels):
     packed = by_kernels
     model = tersor.restore(packed.data, into=network(5))
-    tuned = KernelValues(model, codes_of(packed.data, ("kernels",)))
+    kernels = codes_of(packed.data, ("kernels",))
+    tuned = KernelBooks(list(kernels), list(kernels.values()), [model.get_parameter(name) for name in kernels])
     with torch.no_grad():
         tuned.values[0] *= 1.2
         model[1].bias += 0.5
-    tuned.write_back()
-    codes = codes_of(packed.data) | tuned.codes()
+        for name, weight in tuned.tensors().items():
+            model.get_parameter(name).copy_(weight)
+    codes = codes_of(packed.data) | dict(zip(kernels, tuned.codes(), strict=True))
     rough = repack(model, codes)
     fine = repack(model, codes, tersor.calibrate(model, [inputs()]), price=packed.price / 100)
     for again, error in ((rough, 0.02), (fine, 0.01)):

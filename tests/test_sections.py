@@ -47,14 +47,16 @@ def test_other_models(name):
 
 def test_other_codes_are_what_is_restored():
     model = build("mlp")
-    packed = tersor.compress(model, tersor.calibrate(model, [inputs("mlp")]), bits=6.0)
+    packed = tersor.compress(model, tersor.calibrate(model, [inputs("mlp")]), bits=8.0, digest=True)
     contents = Contents.of(packed.data)
     codes = [list(own) for own in contents.codes()]
     place = next(i for i, section in enumerate(contents.sections) if section.tool == "batchnorm")
     before = codes[place][0]
     assert isinstance(before, BatchNormCode)
     codes[place][0] = replace(before, shift_index=before.shift_index + 3)
-    tensors = tersor.load(contents.with_codes(codes)).read_all()
+    with tersor.load(contents.with_codes(codes)) as file:
+        file.verify()
+        tensors = file.read_all()
     moved = np.float32(before.shift() + 3 * 2.0 ** (before.shift_step_index / 32))
     assert np.allclose(tensors["1.bias"], moved, rtol=1e-6)
     other = tersor.load(packed.data).read_all()

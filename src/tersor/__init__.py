@@ -23,15 +23,18 @@ if TYPE_CHECKING:
     from .gap import rate_limits
     from .packed import Packed
     from .sensitivity import Statistics, calibrate
+    from .training.loop import finetune
+    from .training.trainable import Trainable
 
 __version__ = "0.1.0"
 
 __all__ = ["CodebookConfig", "Config", "KernelConfig", "LayerConfig", "Limits", "Packed", "Statistics", "TersorError",
-           "TersorFile", "TransformConfig", "calibrate", "compress", "load", "rate_limits",
+           "TersorFile", "Trainable", "TransformConfig", "calibrate", "compress", "finetune", "load", "rate_limits",
            "restore"]
 
 _LAZY = {"CodebookConfig": "config", "Config": "config", "KernelConfig": "config", "LayerConfig": "config",
-         "TransformConfig": "config", "Packed": "packed",
+         "TransformConfig": "config", "Packed": "packed", "Trainable": "training.trainable",
+         "finetune": "training.loop",
          "Statistics": "statistics", "calibrate": "sensitivity", "compress": "encoder", "restore": "encoder",
          "rate_limits": "gap"}
 """Public name -> module; imported at first use: torch takes seconds, and reading files does not need it."""

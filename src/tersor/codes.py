@@ -3,7 +3,7 @@
     codes = codes_of("model.tersor")        # {"conv1.weight": KernelCode(...), "fc.weight": ScalarCode(...)}
     shared_codes_of("model.tersor")         # [(("a.weight", "b.weight"), CodebookCode(...))]
 
-What training starts from (`tersor.kernel_tuning`, `transform_tuning`, `finetune`), and layers that compute from the
+What `repack` takes, and layers that compute from the
 compressed form (`tersor.runtime`).
 """
 

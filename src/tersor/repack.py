@@ -1,9 +1,10 @@
 """From the integers of weights and a network back to a file.
 
     packed = tersor.compress(model, stats, bits=1.4, tools=("scalar", "transform"))
-    model = tersor.restore(packed.data, into=model)
-    codes = finetune_transforms(model, codes_of(packed.data), batches, loss)     # tersor.transform_tuning
-    again = repack(model, codes, tersor.calibrate(model, samples), price=packed.price)
+    model = tersor.restore(packed.data, into=model)                      # then changed: its biases, say
+    again = repack(model, codes_of(packed.data), tersor.calibrate(model, samples), price=packed.price)
+
+(`Trainable.repack` is for networks that were trained as what the file holds: it keeps all of the file's grids.)
 
 `codes_of` (in `tersor.codes`) is the way from a file to its integers.
 """

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from .bitstream import container
+from .bitstream import container, digest
 from .bitstream.manifest import Manifest, TensorRecord
 from .bitstream.source import Readable, open_source
-from .decoder import TersorFile, tool_name
+from .decoder import TersorFile, load, tool_name
 from .limits import DEFAULT_LIMITS, Limits
 from .synthesis import batchnorm, codebook, kernels, scalar, transform, vector
 from .synthesis.batchnorm import BatchNormCode
@@ -85,9 +85,21 @@ class Contents:
             payload, count = section.encode(own)
             payloads.append((known.tool, payload))
             weight_bytes += count
+        return self._written(payloads), weight_bytes
+
+    def _written(self, payloads: Sequence[tuple[int, bytes]]) -> bytes:
         manifest = self.manifest
-        return container.to_bytes(manifest.tensors, payloads, parameters=manifest.parameters,
-                                  metadata=manifest.metadata), weight_bytes
+        metadata = dict(manifest.metadata)
+
+        def written() -> bytes:
+            return container.to_bytes(manifest.tensors, payloads, parameters=manifest.parameters, metadata=metadata)
+
+        data = written()
+        if digest.KEY in metadata:  # other codes, other tensors
+            with load(data) as file:
+                metadata[digest.KEY] = file.digest()
+            data = written()
+        return data
 
 
 def _section(tool: str, records: tuple[TensorRecord, ...], payload: bytes, limits: Limits) -> Section:

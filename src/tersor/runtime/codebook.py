@@ -102,7 +102,7 @@ class CodebookConv2d(_CodebookLayer):
 def from_codes(model: nn.Module, codes: Sequence[tuple[Sequence[str], CodebookCode]]) -> nn.Module:
     """Replace, in place, the layers whose weights are named by layers from codebooks; returns the model.
 
-    `codes`: (state-dict names of the weights, their codebook), as in `tersor.finetune`; layers of one
+    `codes`: (state-dict names of the weights, their codebook); layers of one
     codebook share one tensor of values. Weights of layers other than Conv2d and Linear, and weights that
     several modules use, stay dense. Raises `ModelError` for a name that the model lacks.
     """
