@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ pytest.importorskip("torch")
 from encoder_models import Residual, seeded
 
 import tersor
+from tersor import encoder, writer
 from tersor import encoding as encoding_module
-from tersor import writer
+from tersor.adapters.inventory import Inventory, WeightLayer
 from tersor.config import TransformConfig
+from tersor.memory import available
 from tersor.sensitivity import calibrate
 from tersor.tools import (
     metric,
@@ -94,3 +97,52 @@ def test_factors_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls.clear()
     assert tersor.compress(model, stats, bits=3.0, effort=5).data == kept.data
     assert calls.count(2) > 2 * once
+
+
+def test_memory_is_told_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def inventory(count: int) -> Inventory:
+        """Layers of 16 million weights that are not there."""
+        large = np.broadcast_to(np.float32(0.01), (4096, 4096))
+        tensors = {f"l{i}.weight": large for i in range(count)}
+        return Inventory(tensors, list(tensors), {}, [WeightLayer(name, "linear") for name in tensors], [], 0)
+
+    few, many = (tersor.footprint(inventory(count), effort=2) for count in (2, 8))
+    assert many.weights == 4 * few.weights == 8 << 24 and many.largest == "l0.weight"
+    assert many.layer == few.layer, "one layer at a time"
+    assert many.mapped == 4 * few.mapped == 4 * many.weights
+    assert many.kept < 4 * few.kept, "integers are let go"
+    assert many.memory == pytest.approx(many.mapped + many.kept + many.layer, abs=600e6)
+    assert tersor.footprint(inventory(2), effort=9).layer > 3 * many.layer
+    small = layers([(40, 50)])
+    said: list[str] = []
+    monkeypatch.setattr(encoder, "available", lambda: 10**6)
+    packed = tersor.compress(small, bits=3.0, progress=said.append)
+    assert any(note.startswith("memory may not suffice: about 0.5 GB") for note in packed.notes)
+    assert said[0] in packed.notes
+    monkeypatch.setattr(encoder, "available", lambda: None)
+    assert not any("memory" in note for note in tersor.compress(small, bits=3.0).notes)
+    assert available() is None or available() > 10**6
+
+
+def test_the_second_walk_is_counted() -> None:
+    import torch
+    model = seeded(Residual)
+    stats = calibrate(model, torch.randn(8, 3, 8, 8))
+    without, walk = tersor.footprint(model, stats, effort=4), tersor.footprint(model, stats, effort=5)
+    widest = 2 * 8 * (8 * 8 * 8 * 4)  # both networks, 8 images, 8 maps of 8 x 8
+    assert widest < walk.memory - without.memory < 30 * widest
+    assert walk.layer == without.layer and walk.weights == sum(p.numel() for p in model.parameters() if p.ndim > 1)
+
+
+def test_statistics_stay_on_disk(tmp_path: Path) -> None:
+    import torch
+    stats = calibrate(seeded(Residual), torch.randn(8, 3, 8, 8))
+    stats.save(tmp_path / "stats")
+    loaded = tersor.Statistics.load(tmp_path / "stats")
+    layer = loaded.layers["conv1.weight"]
+    assert not layer.A.flags.owndata and not layer.A.flags.writeable
+    assert np.array_equal(layer.A, stats.layers["conv1.weight"].A)
+    assert isinstance(loaded.samples, torch.Tensor)
+    loaded.samples.zero_()  # a copy
+    again = tersor.Statistics.load(tmp_path / "stats")
+    assert isinstance(again.samples, torch.Tensor) and bool(again.samples.any())

@@ -19,7 +19,7 @@ from .limits import Limits
 
 if TYPE_CHECKING:
     from .config import CodebookConfig, Config, KernelConfig, LayerConfig, TransformConfig
-    from .encoder import compress, restore
+    from .encoder import compress, footprint, restore
     from .gap import rate_limits
     from .packed import Packed
     from .sensitivity import Statistics, calibrate
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = ["CodebookConfig", "Config", "KernelConfig", "LayerConfig", "Limits", "Packed", "Statistics", "TersorError",
-           "TersorFile", "Trainable", "TransformConfig", "calibrate", "compress", "finetune", "load", "rate_limits",
-           "restore"]
+           "TersorFile", "Trainable", "TransformConfig", "calibrate", "compress", "finetune", "footprint", "load",
+           "rate_limits", "restore"]
 
 _LAZY = {"CodebookConfig": "config", "Config": "config", "KernelConfig": "config", "LayerConfig": "config",
          "TransformConfig": "config", "Packed": "packed", "Trainable": "training.trainable",
          "finetune": "training.loop",
          "Statistics": "statistics", "calibrate": "sensitivity", "compress": "encoder", "restore": "encoder",
+         "footprint": "encoder",
          "rate_limits": "gap"}
 """Public name -> module; imported at first use: torch takes seconds, and reading files does not need it."""
 

@@ -32,11 +32,12 @@ from .errors import ConfigError, ModelError, TargetError
 from .evaluate import Drop, paired_drop
 from .guess import Guess
 from .limits import Limits
-from .lockstep import Mismatch, Stage, forward, lockstep_walk, prepare
+from .lockstep import Mismatch, Stage, forward, lockstep_walk, prepare, walk_bytes
+from .memory import Footprint, available, footprint_of
 from .packed import Packed
 from .published import Tables, is_wanted, measure
 from .statistics import Statistics
-from .writer import Written, stream_of, write
+from .writer import STREAMED, Written, stream_of, write
 
 CONTEXT_GAIN, STATIC_GAIN = 0.905, 0.993
 """Bits of the small and the fast coder over those of an ideal order-0 code per layer, for the first guess of lambda."""
@@ -99,6 +100,8 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
     plan = Plan(inventory, stats, settings, _diagonals(sensitivity, inventory))
     network = model if isinstance(model, nn.Module) else None
     job = PublishedJob(plan, network, progress) if is_wanted(settings) else Job(plan, network)
+    expected = {"bits": inventory.parameters / 8.0, "size": 1.0}.get(kind, 0.0) * float(wanted)
+    job.tell_memory(expected, progress)
     if evaluate is not None and kind == "max_drop":
         packed = job.to_drop(float(wanted), evaluate, drop_end, progress)
     elif kind == "snr":
@@ -107,6 +110,24 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
         target = float(wanted) if kind == "size" else wanted * inventory.parameters / 8.0
         packed = job.to_size(target - (Packed.DIGEST_BYTES if settings.digest else 0), progress)
     return packed.with_digest() if settings.digest else packed
+
+
+def footprint(model: Model, stats: Statistics | None = None, *, bits: float = 4.0, config: Config | None = None,
+              **options: Any) -> Footprint:
+    """How much memory `compress` would take with the same arguments, estimated from shapes; nothing is encoded.
+
+    bits: bits/weight of the file. Raises what `compress` raises for the model, the statistics and the options.
+    """
+    if isinstance(model, str | os.PathLike | OpenedModel):
+        model = opened(model).model
+    inventory = inventory_of(model)
+    if stats is not None and not isinstance(model, nn.Module):
+        inventory = stats.explain(inventory)
+    plan = Plan(inventory, stats, make_config(config, options))
+    walk = 0
+    if plan.config.corrected and stats is not None and isinstance(model, nn.Module):
+        walk = walk_bytes(stats, model)
+    return footprint_of(plan, bits * inventory.parameters / 8.0, walk)
 
 
 def restore(file: Any, into: nn.Module, *, limits: Limits | None = None,
@@ -151,6 +172,20 @@ class Job:
         elif plan.config.corrected:
             self.notes.append("no second walk: it needs the nn.Module")
         self.corrected = plan.config.corrected and self.stage is not None
+
+    def tell_memory(self, file_bytes: float, progress: Callable[[str], None] | None) -> None:
+        """Say how much memory the encoding will take; note it where that is more than there is."""
+        stats, walk = self.plan.statistics, 0
+        if self.corrected and self.model is not None and stats is not None:
+            walk = walk_bytes(stats, self.model)
+        need, have = footprint_of(self.plan, file_bytes, walk), available()
+        if have is not None and need.memory - need.mapped > have:
+            self.notes.append(f"memory may not suffice: {need}, and {have / 1e9:.1f} GB are free; a lower effort takes "
+                              f"less, and so does a model given as a path without samples in the statistics")
+            if progress is not None:
+                progress(self.notes[-1])
+        elif progress is not None and need.weights >= STREAMED:
+            progress(str(need))
 
     def to_size(self, target: float, progress: Callable[[str], None] | None) -> Packed:
         """The largest file of at most `target` bytes."""

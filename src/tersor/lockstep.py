@@ -68,14 +68,22 @@ def prepare(statistics: Statistics, model: nn.Module, inventory: Inventory) -> S
     if samples is None or statistics.graph.reason is not None or not statistics.graph.calls:
         return None
     one = _map(samples, lambda t: t[:1])
-    widest = _Widest()
-    with undisturbed(model), torch.no_grad(), widest:
-        _ = model(**one) if isinstance(one, dict) else model(one)
-    count = max(8, MEMORY // max(1, 2 * widest.nbytes))
+    count = max(8, MEMORY // max(1, 2 * _widest(model, one)))
     chosen = _map(samples, lambda t: t[:count])
     _, recipes = trace_with_recipes(model, inventory, *(((), one) if isinstance(one, dict) else ((one,), None)))
     with undisturbed(model):
         return Stage(chosen, recipes, forward(model, chosen))
+
+
+def walk_bytes(statistics: Statistics, model: nn.Module) -> int:
+    """About what activations and patches of a second walk take; 0 where there will be none."""
+    samples = statistics.samples
+    if samples is None or statistics.graph.reason is not None or not statistics.graph.calls:
+        return 0
+    wide = 2 * _widest(model, _map(samples, lambda t: t[:1]))
+    count = min(_count(samples), max(8, MEMORY // max(1, wide)))
+    # The layer's input and output and a shortcut; patches of both networks and their float64 products.
+    return 4 * wide * count + min(4 * PATCHES, 9 * wide * count)
 
 
 def lockstep_walk(encoding: Encoding, model: nn.Module, stage: Stage) -> Tensor | None:
@@ -110,7 +118,7 @@ def lockstep_walk(encoding: Encoding, model: nn.Module, stage: Stage) -> Tensor 
 
 def forward(model: nn.Module, samples: Samples, batch: int = 64) -> Tensor:
     """float64 outputs (the first tensor) of a model on samples, in batches; call it under `undisturbed`."""
-    total = len(next(iter(samples.values())) if isinstance(samples, dict) else samples)
+    total = _count(samples)
     outputs = []
     with torch.no_grad():
         for start in range(0, total, batch):
@@ -379,6 +387,18 @@ def _first_tensor(output: Any) -> Tensor | None:
         return output if output.is_floating_point() else None
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
     return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
+
+
+def _widest(model: nn.Module, one: Samples) -> int:
+    """Bytes of the largest tensor in the forward of one sample."""
+    watch = _Widest()
+    with undisturbed(model), torch.no_grad(), watch:
+        _ = model(**one) if isinstance(one, dict) else model(one)
+    return watch.nbytes
+
+
+def _count(samples: Samples) -> int:
+    return len(next(iter(samples.values())) if isinstance(samples, dict) else samples)
 
 
 def _map(samples: Samples, function: Callable[[Tensor], Tensor]) -> Any:

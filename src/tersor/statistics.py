@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
-import safetensors.numpy
 
+from .adapters import safetensors
 from .adapters.inventory import BatchNormLayer, Graph, Inventory, WeightLayer
-from .bitstream.atomic import atomic_write
-from .errors import StatisticsError
+from .errors import ModelError, StatisticsError
 
 if TYPE_CHECKING:
     import torch
@@ -173,21 +171,22 @@ class Statistics:
             "samples_are": "dict" if isinstance(self.samples, dict) else "tensor",
         }
         arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
-        with atomic_write(path) as file:
-            file.write(safetensors.numpy.save(arrays, {"tersor-statistics": json.dumps(described)}))
+        safetensors.write(path, arrays, {"tersor-statistics": json.dumps(described)})
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Statistics:
-        """Read what `save` wrote. Raises `StatisticsError` if the file is something else or damaged."""
+        """Read what `save` wrote. Raises `StatisticsError` if the file is something else or damaged.
+
+        The matrices stay on disk until they are looked at, and take no memory for good.
+        """
         try:
-            with safetensors.safe_open(os.fspath(path), framework="np") as file:
-                described = json.loads((file.metadata() or {})["tersor-statistics"])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            arrays, metadata, _ = safetensors.mapped(path)
+            described = json.loads(metadata["tersor-statistics"])
             if described["version"] != _VERSION:
                 raise StatisticsError(f"{path}: statistics of version {described['version']}, this tersor "
                                       f"reads {_VERSION}; calibrate again")
             return _assemble(described, arrays)
-        except (safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        except (ModelError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise StatisticsError(f"{path} is not a readable statistics file ({error}); it is what "
                                   f"Statistics.save writes") from error
 
@@ -247,6 +246,6 @@ def _unpack_samples(described: Mapping[str, Any],
     import torch
     samples = {}
     for key, name in described["samples"].items():
-        tensor, dtype = torch.from_numpy(arrays[f"samples/{key}"]), getattr(torch, name)
+        tensor, dtype = torch.from_numpy(arrays[f"samples/{key}"].copy()), getattr(torch, name)
         samples[key] = tensor if tensor.dtype == dtype else tensor.view(dtype)
     return samples if described["samples_are"] == "dict" else samples["input"]

@@ -40,16 +40,15 @@ def read(path: PathLike) -> tuple[Inventory, list[str]]:
     metadata: dict[str, str] = {}
     parts = [FileWithHoles(name, _bytes(folder, name)) for name in _json_files(folder)]
     for shard, expected in shards.items():
-        found = safetensors.read(os.path.join(folder, shard))
-        if expected is not None and set(found.names) != expected:
-            odd = sorted(set(found.names) ^ expected)[0]
+        found, about, data = safetensors.mapped(os.path.join(folder, shard))
+        if expected is not None and set(found) != expected:
+            odd = sorted(set(found) ^ expected)[0]
             raise ModelError(f"{folder}: {present[0]} and {shard} do not agree on tensor {odd!r}")
-        twice = [name for name in found.names if name in tensors]
+        twice = [name for name in found if name in tensors]
         if twice:
             raise ModelError(f"{folder}: tensor {twice[0]!r} is in two files")
-        tensors |= {name: found.tensors[found.aliases.get(name, name)] for name in found.names}
-        metadata |= found.metadata
-        data = _bytes(folder, shard)
+        tensors |= found
+        metadata |= about
         spans = [(start, length, name, None) for name, (start, length) in safetensors.spans(data).items() if length]
         parts.append(cut(shard, data, spans))
     inventory = safetensors.inventory_of_arrays(tensors, metadata)

@@ -48,7 +48,20 @@ def read(path: PathLike) -> Inventory:
     Raises ModelError where it is not a valid safetensors file or has an element type that tersor does
     not know (it names the tensor); OSError where it cannot be read.
     """
-    header, data, front = _open(path)
+    arrays, metadata, whole = mapped(path)
+    inventory = _inventory(arrays, metadata)
+    front = _header(arrays, metadata)[0]
+    if whole[: len(front)] == front:
+        return inventory
+    places = [(start, length, name, None) for name, (start, length) in spans(whole).items() if length]
+    skeleton = Skeleton(FORMAT, [cut("", whole, places)])
+    return replace(inventory, format=FORMAT, source=skeleton.to_bytes(inventory.names))
+
+
+def mapped(path: PathLike) -> tuple[dict[str, Array], dict[str, str], memoryview]:
+    """Tensors in the order of the data, as read-only views of the mapped file, which is read where they are; its
+    metadata; all its bytes. Raises as `read`."""
+    header, data, whole = _open(path)
     metadata = header.pop("__metadata__", {})
     arrays: dict[str, Array] = {}
     for name in sorted(header, key=lambda key: header[key]["data_offsets"]):
@@ -60,19 +73,13 @@ def read(path: PathLike) -> Inventory:
         array = from_bytes(data[start:end], entry["dtype"], tuple(entry["shape"]))
         array.flags.writeable = False
         arrays[name] = array
-    inventory = _inventory(arrays, metadata)
-    if _header(arrays, metadata)[0] == front:
-        return inventory
-    whole = front + bytes(data)
-    places = [(start, length, name, None) for name, (start, length) in spans(whole).items() if length]
-    skeleton = Skeleton(FORMAT, [cut("", whole, places)])
-    return replace(inventory, format=FORMAT, source=skeleton.to_bytes(inventory.names))
+    return arrays, metadata, whole
 
 
-def spans(data: bytes) -> dict[str, tuple[int, int]]:
+def spans(data: bytes | memoryview) -> dict[str, tuple[int, int]]:
     """Name -> offset and length in bytes of each tensor in a safetensors file that has been checked."""
     (length,) = _LENGTH.unpack_from(data)
-    header = json.loads(data[8 : 8 + length].decode("utf-8"))
+    header = json.loads(bytes(data[8 : 8 + length]).decode("utf-8"))
     header.pop("__metadata__", None)
     places = {name: entry["data_offsets"] for name, entry in header.items()}
     return {name: (8 + length + start, end - start) for name, (start, end) in places.items()}
@@ -161,8 +168,8 @@ def _inventory(arrays: dict[str, Array], metadata: Mapping[str, str]) -> Invento
                      exact=frozenset(name for name in tensors if name.endswith(_RUNNING)))
 
 
-def _open(path: PathLike) -> tuple[dict[str, Any], memoryview, bytes]:
-    """The header as JSON, the data part of the mapped file, and the part before. The library has checked both."""
+def _open(path: PathLike) -> tuple[dict[str, Any], memoryview, memoryview]:
+    """The header as JSON, the data part of the mapped file, and all of it. The library has checked both."""
     name = os.fspath(path)
     with open(name, "rb") as file:
         try:
@@ -170,10 +177,10 @@ def _open(path: PathLike) -> tuple[dict[str, Any], memoryview, bytes]:
                 pass
         except (SafetensorError, ValueError) as error:
             raise ModelError(f"{name} is not a valid .safetensors file: {error}") from None
-        mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    (length,) = _LENGTH.unpack_from(mapped)
-    header = json.loads(bytes(mapped[8 : 8 + length]).decode("utf-8"))
-    return header, mapped[8 + length :], bytes(mapped[: 8 + length])
+        whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    (length,) = _LENGTH.unpack_from(whole)
+    header = json.loads(bytes(whole[8 : 8 + length]).decode("utf-8"))
+    return header, whole[8 + length :], whole
 
 
 def _aligned_order(tensors: Mapping[str, npt.NDArray[np.generic]]) -> Sequence[str]:
