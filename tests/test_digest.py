@@ -26,8 +26,8 @@ GOLDEN = sorted(FOLDER.glob("*.tersor"))
 
 def expected(tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> str:
     """As docs/format.md says, from name -> (type, shape, SHA-256 of the elements)."""
-    lines = b"".join(varints([len(name.encode())]) + name.encode() + varints([CODES[dtype], len(shape), *shape]) + content
-                     for name, (dtype, shape, content) in tensors.items())
+    lines = b"".join(varints([len(name.encode())]) + name.encode() + varints([CODES[dtype], len(shape), *shape])
+                     + content for name, (dtype, shape, content) in tensors.items())
     return hashlib.sha256(lines).hexdigest()
 
 
