@@ -17,7 +17,7 @@ import logging
 import resource
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from tersor.writer import write
 OUTPUT, DOCUMENT = RESULTS / "formats.json", ROOT / "docs" / "formats.md"
 BITS = 2.0
 FORMATS = ("safetensors", "pytorch", "folder", "pt2", "onnx", "onnx, graph as it is", "onnx, opset 13")
+PARTS = ("trips", "calibrated", "compressed")
 EFFORTS = {"resnet20": 7, "squeezenet1_1": 5}
 
 
@@ -51,17 +52,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="the data folder (benchmarks/README.md)")
     parser.add_argument("--network", choices=tuple(EFFORTS), action="append", help="only this one")
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this one")
+    parser.add_argument("--format", choices=FORMATS, action="append", help="only this one")
     parser.add_argument("--report", action="store_true", help="only write the document")
     options = parser.parse_args()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     if not options.report:
         folder = common.data_folder(options.data)
         for name in options.network or tuple(EFFORTS):
-            measure(name, folder)
+            measure(name, folder, options.part or PARTS, options.format or FORMATS)
     DOCUMENT.write_text(render(read_json(OUTPUT)), encoding="utf-8")
 
 
-def measure(name: str, data: Path) -> None:
+def measure(name: str, data: Path, wanted: Sequence[str], formats: Sequence[str]) -> None:
     """All parts of one network; written part by part, and not measured again."""
     model, calibration, images = network(name, data)
     results = read_json(OUTPUT)
@@ -70,11 +73,11 @@ def measure(name: str, data: Path) -> None:
               "images": len(images), "effort": EFFORTS[name]}
     results["environment"] = common.environment()
     parts: dict[str, Callable[..., Any]] = {"trips": trips, "calibrated": calibrated, "compressed": compressed}
-    for part, run in parts.items():
-        for kind in FORMATS if part != "compressed" else FORMATS[4:]:
+    for part in wanted:
+        for kind in formats if part != "compressed" else [kind for kind in formats if kind.startswith("onnx")]:
             if kind not in entry.setdefault(part, {}):
                 with tempfile.TemporaryDirectory() as folder:
-                    found = run(kind, model, calibration, images, Path(folder), EFFORTS[name])
+                    found = parts[part](kind, model, calibration, images, Path(folder), EFFORTS[name])
                 if found is not None:
                     entry[part][kind] = found
                     print(name, part, kind, found, flush=True)

@@ -66,9 +66,9 @@ FILE = {"path": "", "kept": 2, "holes": [[1, 0]], "crc": []}
 
 
 @pytest.mark.parametrize("change", [
-    {"kept": 3}, {"kept": 1}, {"kept": -1}, {"kept": "2"}, {"holes": [[1, 1]]}, {"holes": [[3, 0]]},
-    {"holes": [[1, -1]]}, {"holes": [[True, 0]]}, {"holes": [[1]]}, {"holes": [[1, 0, [0], 1]]}, {"holes": 1}, {"crc": [[0]]}, {"path": 3},
-    {"holes": [[1, 0, [1]]]}, {"holes": [[1, 0, [0, 1]]]}, {"crc": [[0, 9, 0]]}, {"crc": [[0, 1, 1]]}])
+    {"kept": 3}, {"kept": 1}, {"kept": -1}, {"kept": "2"}, {"holes": [[1, 1]]}, {"holes": [[3, 0]]}, {"path": 3},
+    {"holes": [[1, -1]]}, {"holes": [[True, 0]]}, {"holes": [[1]]}, {"holes": [[1, 0, [0], 1]]}, {"holes": 1},
+    {"holes": [[1, 0, [1]]]}, {"holes": [[1, 0, [0, 1]]]}, {"crc": [[0]]}, {"crc": [[0, 9, 0]]}, {"crc": [[0, 1, 1]]}])
 def test_descriptions_that_are_wrong(change):
     data = json.dumps({"format": "x", "files": [FILE | change]}).encode() + b"\nab"
     with pytest.raises(FormatError):

@@ -53,13 +53,13 @@ class _Files:
 
     def external(self, location: str, name: str) -> bytes:
         """One data file. Raises ModelError for a path that leads out of the model's folder, or nowhere."""
-        if location in self.data:
-            return self.data[location]
         inside = os.path.realpath(self.folder)
         path = os.path.realpath(os.path.join(inside, location))
         if not safe_relative(location) or os.path.commonpath([inside, path]) != inside:
             raise ModelError(f"initializer {name!r}: its external data are in {location!r}, which leads out of the "
                              f"model's folder; refused")
+        if location in self.data:
+            return self.data[location]
         if not os.path.isfile(path):
             raise ModelError(f"initializer {name!r}: its data file {location!r} is not beside the model")
         with open(path, "rb") as file:
@@ -103,6 +103,14 @@ def read(path: PathLike) -> tuple[OnnxNetwork, list[str]]:
 def from_files(files: _Files, label: str) -> tuple[OnnxNetwork, list[str]]:
     """`read`, of bytes in memory."""
     model = parse(files.data[""], label)
+    try:
+        return _network(model, files, label)
+    except (IndexError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        # Messages that parse but make no sense: a node without inputs, an attribute of another type.
+        raise ModelError(f"{label} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _network(model: Any, files: _Files, label: str) -> tuple[OnnxNetwork, list[str]]:
     tensors = {tensor.name: tensor for tensor in _tensors(model, files)}
     roles, nodes = _roles(model, tensors)
     notes = []

@@ -48,7 +48,7 @@ def _conv_transpose(attributes: Attributes, inputs: Inputs) -> Tensor:
             total = strides[i] * (x.shape[2 + i] - 1) + more[i] + (weight.shape[2 + i] - 1) * dilations[i] + 1
             total -= list(wanted)[-axes:][i]
             small, large = total // 2, total - total // 2
-            before[i], after[i] = (large, small) if auto == "SAME_LOWER" else (small, large)
+            before[i], after[i] = (small, large) if auto == "SAME_UPPER" else (large, small)
     groups = int(attributes.get("group", 1))
     call = _CONV_TRANSPOSED[axes]
     if before == after and min(before) >= 0:

@@ -68,6 +68,13 @@ def _folded(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
     return run
 
 
+def _mean(attributes: Attributes, inputs: Inputs) -> Tensor:
+    total = need(inputs, 0)
+    for index in range(1, len(inputs)):
+        total = total + need(inputs, index)
+    return total / len(inputs)
+
+
 def _divide(a: Tensor, b: Tensor) -> Tensor:
     if a.is_floating_point() or b.is_floating_point():
         return torch.div(a, b)
@@ -284,7 +291,7 @@ OPERATORS: dict[str, Operator] = {
     "Or": _binary(torch.logical_or), "Xor": _binary(torch.logical_xor), "MatMul": _binary(torch.matmul),
     "Mod": lambda a, i: (torch.fmod if a.get("fmod") else torch.remainder)(need(i, 0), need(i, 1)),
     "Min": _folded(torch.minimum), "Max": _folded(torch.maximum), "Sum": _folded(torch.add),
-    "Mean": lambda a, i: torch.stack([need(i, k) for k in range(len(i))]).mean(0),
+    "Mean": _mean,
     "Where": lambda a, i: torch.where(need(i, 0), need(i, 1), need(i, 2)),
     "ReduceMean": _reduction(lambda x, axes, keep: x.mean(axes, keepdim=keep)),
     "ReduceSum": _reduction(lambda x, axes, keep: x.sum(axes, keepdim=keep)),
