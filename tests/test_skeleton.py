@@ -84,3 +84,24 @@ def test_bytes_that_are_no_description(data):
 def test_holes_that_overlap():
     with pytest.raises(ModelError, match="overlap"):
         cut("", bytes(9), [(0, 5, "a", None), (4, 2, "b", None)])
+
+
+def test_texts_that_repeat_are_packed():
+    data = bytes(range(256)) * 5 + np.random.default_rng(0).bytes(40_000) * 3
+    skeleton = Skeleton("x", [FileWithHoles("", data)])
+    stored = skeleton.to_bytes([])
+    assert stored.startswith(b"\xfd7zXZ") and len(stored) < 42_000 and Skeleton.from_bytes(stored, []) == skeleton
+    assert skeleton.to_bytes([]) == stored
+    for length in range(0, len(stored), 4001):
+        with pytest.raises(FormatError):
+            Skeleton.from_bytes(stored[:length], [])
+    with pytest.raises(FormatError, match="followed by other bytes"):
+        Skeleton.from_bytes(stored + b"x", [])
+
+
+def test_bombs_are_not_unpacked(monkeypatch):
+    stored = Skeleton("x", [FileWithHoles("", bytes(1 << 20))]).to_bytes([])
+    assert len(stored) < 1000
+    monkeypatch.setattr("tersor.adapters.skeleton._MOST_BYTES", 1 << 16)
+    with pytest.raises(FormatError, match="truncated, too long"):
+        Skeleton.from_bytes(stored, [])

@@ -5,6 +5,7 @@ The archive may hold pickles and texts that torch evaluates; both are looked thr
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import math
@@ -27,8 +28,10 @@ from .state_dict import check_weights_only, dense_axes
 
 FORMAT = "pt2"
 _MODEL = re.compile(r"models/(.+)\.json")
-_ARITHMETIC = re.compile(r"[\w\s+\-*/%(),.<>=!&|~]*")
-"""Of expressions over sizes: no quotes, brackets or attributes of names."""
+_NAME = re.compile(r"(?!.*__)[A-Za-z_]\w*")
+_HARMLESS = (ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.BinOp, ast.UnaryOp,
+             ast.Compare, ast.BoolOp, ast.operator, ast.unaryop, ast.cmpop, ast.boolop)
+"""What expressions over sizes consist of: Mul(Integer(9), Symbol('s77', positive=True)). No attributes, no indexing."""
 
 
 def is_program(path: PathLike) -> bool:
@@ -89,12 +92,30 @@ def _checked(data: bytes, found: Mapping[str, Record], label: str) -> dict[str, 
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{label} is not a whole archive: {error}") from None
     for text in _expressions(described):
-        if not _ARITHMETIC.fullmatch(text) or "__" in text or re.search(r"[A-Za-z_]\w*\s*\.", text):
+        if not _is_arithmetic(text):
             raise ModelError(f"{label} is refused: {text[:80]!r} is no expression over sizes, and torch would run it")
     if f"data/sample_inputs/{name}.pt" in found:
         check_weights_only(content(data, found, f"data/sample_inputs/{name}.pt", label), label)
     assert isinstance(weights, dict)
     return weights
+
+
+def _is_arithmetic(text: str) -> bool:
+    """Whether a text that torch evaluates does no more than arithmetic with symbols.
+
+    >>> _is_arithmetic("Mul(Integer(2), Symbol('s0', integer=True))"), _is_arithmetic("S('open(1)')")
+    (True, False)
+    """
+    try:
+        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes)]
+    texts += [node.id for node in nodes if isinstance(node, ast.Name)]
+    calls = [node.func for node in nodes if isinstance(node, ast.Call)]
+    return (all(isinstance(node, _HARMLESS) for node in nodes)
+            and all(isinstance(item, str) and _NAME.fullmatch(item) for item in texts)
+            and all(isinstance(call, ast.Name) and call.id[0].isupper() for call in calls))
 
 
 def _expressions(value: Any) -> Iterator[str]:

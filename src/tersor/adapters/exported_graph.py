@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from ..errors import ModelError
 from .described import Described
@@ -42,10 +43,11 @@ class ExportedNetwork(Described):
         self._describe(program.graph)
 
     def forward(self, *inputs: Any) -> Any:
-        try:
-            return _Run(self).run(*inputs)
-        except (TypeError, IndexError) as error:
-            raise ModelError(f"the exported program does not take these inputs: {error}") from error
+        wanted = [node.name for node in self._program[0].graph.nodes if node.op == "placeholder"]
+        given = len(pytree.tree_leaves(inputs))
+        if given != len(wanted):
+            raise ModelError(f"the exported program takes {len(wanted)} inputs ({', '.join(wanted)}), {given} given")
+        return _Run(self).run(*inputs)
 
     def tensor(self, name: str) -> Any:
         """A parameter, buffer or constant of the program."""

@@ -13,6 +13,7 @@ Zip archives (of PyTorch) have checksums over their tensors, which are computed 
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,10 @@ from ..bitstream.dtypes import to_bytes
 from ..bitstream.source import PathLike
 from ..errors import FormatError, ModelError
 from .inventory import Array
+
+_XZ = b"\xfd7zXZ\0"
+_MOST_WINDOW, _MOST_BYTES = 1 << 26, 1 << 31
+"""Of an xz stream: bytes that it may look back, bytes that it may come to."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +107,12 @@ class Skeleton:
             checks = [[check.start, check.length, *check.places] for check in file.checksums]
             files.append({"path": file.path, "kept": len(file.kept), "holes": holes, "crc": checks})
         head = json.dumps({"format": self.format, "files": files}, separators=(",", ":")).encode()
-        return head + b"\n" + b"".join(file.kept for file in self.files)
+        return _packed(head + b"\n" + b"".join(file.kept for file in self.files))
 
     @staticmethod
     def from_bytes(data: bytes, names: Sequence[str]) -> Skeleton:
         """The inverse. Raises FormatError for anything that `to_bytes` cannot have written, unsafe paths included."""
-        head, newline, kept = data.partition(b"\n")
+        head, newline, kept = _unpacked(data).partition(b"\n")
         try:
             described = json.loads(head)
             skeleton = Skeleton(_text(described["format"]), [])
@@ -165,6 +170,28 @@ class Skeleton:
     def is_folder(self) -> bool:
         """Whether it is a folder of files and not one file with companions."""
         return bool(self.files[0].path)
+
+
+def _packed(data: bytes) -> bytes:
+    """As an xz stream where that is shorter than what the raw tool can do: stack traces and names repeat over more
+    than the 32 KiB that DEFLATE looks back."""
+    window = min(max(1 << 12, 1 << (len(data) - 1).bit_length()), _MOST_WINDOW)
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": window}]
+    small = lzma.compress(data, lzma.FORMAT_XZ, lzma.CHECK_NONE, filters=filters)
+    return small if len(small) < len(zlib.compress(data, 9)) else data
+
+
+def _unpacked(data: bytes) -> bytes:
+    if not data.startswith(_XZ):
+        return data
+    try:
+        reader = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=2 * _MOST_WINDOW)
+        plain = reader.decompress(data, _MOST_BYTES)
+    except (lzma.LZMAError, MemoryError) as error:
+        raise FormatError(f"the description of the source file does not unpack: {error}") from None
+    if not reader.eof or reader.unused_data:
+        _corrupt("its xz stream is truncated, too long, or followed by other bytes")
+    return plain
 
 
 def safe_relative(path: str) -> bool:

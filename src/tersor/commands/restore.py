@@ -14,8 +14,8 @@ from . import arguments
 from .outputs import check_output, output_path
 
 HELP = "a .tersor file back to the format that the model came in"
-DESCRIPTION = ("Restore the model file that a .tersor file was made from: .safetensors, a PyTorch state dict, .onnx, .pt2 "
-               "or a folder. -o NAME.safetensors gives the tensors alone, of any model.")
+DESCRIPTION = ("Restore the model file that a .tersor file was made from: .safetensors, a PyTorch state dict, .onnx, "
+               ".pt2 or a folder. -o NAME.safetensors gives the tensors alone, of any model.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_output(parser)
     arguments.add_threads(parser)
     parser.add_argument("--runtime", choices=("dense", "compressed"), default="dense",
-                        help="compressed: an .onnx file whose weights stay small integers or indexes into tables, which "
-                             "ONNX Runtime runs (default: %(default)s)")
+                        help="compressed: an .onnx file whose weights stay small integers or indexes into tables, "
+                             "which ONNX Runtime runs (default: %(default)s)")
     parser.add_argument("file", metavar="FILE.tersor")
 
 
@@ -50,8 +50,8 @@ def _write(file: TersorFile, output: str, options: argparse.Namespace) -> int:
     if options.runtime == "dense":
         return restored.write(file, output, overwrite=options.force)
     if restored.format_of(file) != "onnx":
-        raise ConfigError("--runtime compressed writes .onnx files, and this model was not one. A PyTorch model computes "
-                          "from the .tersor file itself: tersor.runtime.from_file(path, model), in Python")
+        raise ConfigError("--runtime compressed writes .onnx files, and this model was not one. A PyTorch model "
+                          "computes from the .tersor file itself: tersor.runtime.from_file(path, model), in Python")
     from ..bitstream.atomic import atomic_write
     from ..runtime.onnx_graph import compressed_model
     data = compressed_model(file)
