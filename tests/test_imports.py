@@ -21,9 +21,9 @@ ROWS: tuple[frozenset[str], ...] = tuple(frozenset(row.split()) for row in (
     "errors", "limits",
     "bitstream", "synthesis", "decoder",  # bytes -> integers -> weights: all that reading needs
     "adapters anatomy codes config packed parallel",
-    "statistics runtime modes sections", "calibration tools evaluate data",
+    "statistics runtime modes sections records", "calibration tools evaluate data",
     "sensitivity allocation choice diagonals onnx", "encoding",
-    "lockstep writer guess", "memory published", "encoder", "hub gap training sweep predict report repack",
+    "lockstep writer guess journal", "memory published", "encoder", "hub gap training sweep predict report repack",
     "show", "commands", "cli", "__main__",
 ))
 """The rooms of the house (a module or a package of `tersor`). Each imports only from rows before its own, and

@@ -7,7 +7,7 @@ holds for nearby lambdas too, so the search for a target asks all rivals only no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,7 +56,9 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class _Known:
+class Known:
+    """A decision that holds near log2 lambda = `log_price`; losers as in `Decision`."""
+
     log_price: float
     variant: Variant
     losers: tuple[tuple[str, float], ...]
@@ -72,9 +74,21 @@ class Chooser:
     config: Config
     targets: Callable[[], Sequence[LayerTarget]]  # as calibration measured them: all that kernels are a rival for
     frozen: bool = False  # decisions stay as they are, whatever the price
-    _known: dict[str, _Known] = field(default_factory=dict)
+    _known: dict[str, Known] = field(default_factory=dict)
     _books: dict[str, Book] = field(default_factory=dict)  # of kernels: where searches for prices nearby begin
     _shared: tuple[float, dict[str, SharedKernels]] | None = None  # price, and the codebook of each layer
+
+    def memory(self, name: str | None = None) -> tuple[dict[str, Known], dict[str, Book]]:
+        """What is remembered of a layer, or of all."""
+        if name is None:
+            return dict(self._known), dict(self._books)
+        return ({key: value for key, value in self._known.items() if key == name},
+                {key: value for key, value in self._books.items() if key == name})
+
+    def recall(self, known: Mapping[str, Known], books: Mapping[str, Book]) -> None:
+        """Remember what another run has learnt."""
+        self._known |= known
+        self._books |= books
 
     def choose(self, target: LayerTarget, price: float) -> tuple[Candidate, Decision]:
         """The best candidate for a layer at lambda = `price`, and the decision as a record."""
@@ -95,7 +109,7 @@ class Chooser:
                 variant, best = min(offers, key=lambda offer: offer[1].cost(price))
             least = max(best.cost(price), 1e-300)
             losers = tuple((loser.label, loser.cost(price) / least) for _, loser in offers if loser is not best)
-            known = self._known[target.name] = _Known(log_price, variant, losers)
+            known = self._known[target.name] = Known(log_price, variant, losers)
         assert known is not None
         return best, Decision(best.tool, best.label, target.count, best.bits, best.side_bits, best.distortion,
                               known.losers)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import __version__
 from .adapters import safetensors as safetensors_adapter
 from .adapters.calls import undisturbed
 from .adapters.formats import OpenedModel, open_model
@@ -31,10 +32,12 @@ from .encoding import Encoding, Plan, begin, static_walk
 from .errors import ConfigError, ModelError, TargetError
 from .evaluate import Drop, paired_drop
 from .guess import Guess
+from .journal import Journal, LayerJournal, task
 from .limits import Limits
 from .lockstep import Mismatch, Stage, forward, lockstep_walk, prepare, walk_bytes
 from .memory import Footprint, available, footprint_of
 from .packed import Packed
+from .parallel import ALONE
 from .published import Tables, is_wanted, measure
 from .statistics import Statistics
 from .writer import STREAMED, Written, stream_of, write
@@ -53,7 +56,8 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
              size: int | None = None, snr: float | None = None, max_drop: float | None = None,
              evaluate: Callable[[nn.Module], Tensor] | None = None, drop_end: str = "worst",
              config: Config | None = None, sensitivity: Mapping[str, Any] | None = None,
-             progress: Callable[[str], None] | None = None, **options: Any) -> Packed:
+             progress: Callable[[str], None] | None = None, state: str | os.PathLike[str] | None = None,
+             **options: Any) -> Packed:
     """Compress a model to exactly one of four targets.
 
     * `model`: an nn.Module (never changed), a state dict of tensors or arrays, an `Inventory`, what `open_model`
@@ -71,9 +75,12 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
     * `sensitivity`: weight name -> array of its shape, >= 0 (see `tersor.diagonals`): the weights h of the codebook
       tool in place of what `stats` say. Layers that are missing count as the others do on average.
     * `progress`: called with a line of text after each trial encoding.
+    * `state`: a folder that keeps what is finished, layer by layer and trial by trial. Called again with the same
+      arguments after an interruption, `compress` goes on from there and makes the same file. It is not removed.
 
     Raises `ConfigError` (options), `TargetError` (out of reach; says what is reachable), `StatisticsError`
-    (measured on another model), `ModelError` (a tensor that cannot be read).
+    (measured on another model), `ModelError` (a tensor that cannot be read), `StateError` (a state of other arguments,
+    or damaged).
     """
     settings = make_config(config, options)
     if stats is not None and not isinstance(stats, Statistics):
@@ -100,6 +107,9 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
     plan = Plan(inventory, stats, settings, _diagonals(sensitivity, inventory))
     network = model if isinstance(model, nn.Module) else None
     job = PublishedJob(plan, network, progress) if is_wanted(settings) else Job(plan, network)
+    if state is not None:
+        about = task(inventory, stats, settings, (kind, float(wanted)), plan.diagonals, __version__)
+        job.journal = Journal.open(state, about, ALONE)
     expected = {"bits": inventory.parameters / 8.0, "size": 1.0}.get(kind, 0.0) * float(wanted)
     job.tell_memory(expected, progress)
     if evaluate is not None and kind == "max_drop":
@@ -161,6 +171,8 @@ class Job:
         self.stage: Stage | None = None
         self.trials: dict[tuple[bytes, ...], _Trial] = {}
         self._guess: Guess | None = None
+        self.journal: Journal | None = None
+        self.number = 0  # of the next trial
         stats = plan.statistics
         if stats is None:
             self.notes.append("data-free: no statistics were given, so every layer's relative error counts "
@@ -276,9 +288,34 @@ class Job:
 
     def encode(self, log_price: float, measure: bool = False) -> _Trial:
         """One encoding at log2 lambda (of shared values: at minus their bits/weight); `measure`: with its snr."""
+        if self.journal is None:
+            return self._encode(log_price, measure)
+        number, self.number = self.number, self.number + 1
+        found = self.journal.trial(number, float(log_price))
+        chooser = self.plan.chooser
+        if found is not None:
+            record, data = found
+            chooser.recall(record["known"], record["books"])
+            self.corrected, self.notes = record["corrected"], list(record["notes"])
+            return _Trial(Written(data, record["weight_bytes"]), record["snr"], record["price"], record["decisions"])
+        trial = self._encode(log_price, measure, self.journal.layers(number))
+        known, books = chooser.memory()
+        self.journal.finish(number, {
+            "log_price": float(log_price), "known": known, "books": books, "corrected": self.corrected,
+            "notes": self.notes, "weight_bytes": trial.written.weight_bytes, "snr": trial.snr, "price": trial.price,
+            "decisions": trial.decisions}, trial.written.data)
+        return trial
+
+    def _encode(self, log_price: float, measure: bool, layers: LayerJournal | None = None) -> _Trial:
         snr = None
         encoding = self._begin(log_price)
         done = False
+        failed = layers.fallback() if layers is not None and self.corrected else None
+        if failed is not None:  # before the interruption, in this very trial
+            self.plan.chooser.recall(failed["known"], failed["books"])
+            self.corrected = False
+            self.notes.append(failed["note"])
+        encoding.journal = layers
         same = tuple(code.values.tobytes() for code in encoding.codebooks.values())
         if same and same in self.trials:
             return self.trials[same]  # k-means: there are only so many numbers of centres
@@ -291,6 +328,9 @@ class Job:
                 self.corrected = False
                 self.notes.append(f"no second walk: {error}")
                 encoding = self._begin(log_price)
+                if layers is not None:
+                    layers.fall_back(self.plan.chooser, self.notes[-1])
+                encoding.journal = layers
         if not done:
             static_walk(encoding, stream_of(encoding))
         written = write(encoding)

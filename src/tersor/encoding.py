@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -184,6 +184,16 @@ class Plan:
         return float(np.median(costs)) if costs else 1.0
 
 
+class Journal(Protocol):
+    """Keeps layers that are finished, for an encoding that is begun again; see `tersor.journal`."""
+
+    def recall(self, encoding: Encoding, name: str, generator: Any = None) -> bool:
+        """Put a layer into `encoding` as it was; False if it is not known."""
+
+    def note(self, encoding: Encoding, name: str, generator: Any = None) -> None:
+        """Keep a layer."""
+
+
 @dataclass
 class Encoding:
     """The integers of a model at lambda = `price`; filled in by a walk."""
@@ -199,6 +209,7 @@ class Encoding:
     shared: dict[str, Array] = field(default_factory=dict)  # restored tensors of the codebook tool
     fitted: set[str] = field(default_factory=set)  # layers that a walk has visited
     sections: dict[tuple[str, ...], tuple[bytes, int]] = field(default_factory=dict)  # see `tersor.writer.Stream`
+    journal: Journal | None = None
     decisions: dict[str, Decision] = field(default_factory=dict)  # of layers that several tools were tried for
 
     @property
@@ -227,6 +238,20 @@ class Encoding:
             return
         best, self.decisions[target.name] = self.plan.chooser.choose(target, self.price)
         self.put(target.name, best.code)
+
+    def recall(self, name: str, generator: Any = None) -> bool:
+        """Whether a layer was finished before an interruption; then it is in the encoding. generator: of the walk."""
+        return self.journal is not None and name not in self.shared and self.journal.recall(self, name, generator)
+
+    def note(self, name: str, generator: Any = None) -> None:
+        """A layer is finished: keep it, where there is a journal."""
+        if self.journal is not None and name not in self.shared:
+            self.journal.note(self, name, generator)
+
+    def code(self, name: str) -> ScalarCode | TransformCode | KernelCode:
+        """The integers of a layer that is not of the codebook tool."""
+        homes: tuple[dict[str, Any], ...] = (self.scalars, self.transforms, self.kernels)
+        return next(home[name] for home in homes if name in home)  # type: ignore[no-any-return]
 
     def put(self, name: str, code: ScalarCode | TransformCode | KernelCode) -> None:
         """Take a layer's integers as they are."""
@@ -321,11 +346,13 @@ class Encoding:
         plan = self.plan
         target = plan.target(name)
         measured = plan.statistics.layers.get(name) if plan.statistics else None
-        if measured is None:
+        if not self.recall(name):
             self.quantise_layer(target)
+            plan.remember(target)
+            self.note(name)
+        if measured is None:
             return
-        restored = self.encode_layer(target)
-        plan.remember(target)
+        restored = self.restored(name)
         after = np.asarray(to_matrix(restored, target.layer), dtype=np.float64)
         mean = measured.mean.astype(np.float64)
         before_mean, after_mean = (np.einsum("gmn,gn->gm", w, mean).ravel() for w in (target.W, after))

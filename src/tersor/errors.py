@@ -53,3 +53,7 @@ class KernelError(TersorError):
 
 class WorkerError(TersorError):
     """A process of a distributed task has died, does not answer, or has failed; says which."""
+
+
+class StateError(TersorError):
+    """A saved state belongs to another task, or is damaged; work cannot go on from it."""

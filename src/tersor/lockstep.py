@@ -199,10 +199,13 @@ class _Lockstep(CallCounter):
             return func(part, w, b, *rest, **options)  # type: ignore[no-any-return]
 
         z = run(x[:middle], weight, bias)
-        if name not in self.weights:
+        if name not in self.weights and self.encoding.recall(name, self.generator):
+            self.weights[name] = self._to_torch(self.encoding.restored(name), weight)
+        elif name not in self.weights:
             target = self._target(name, func, args, kwargs, x, z)
             self.weights[name] = self._to_torch(self.encoding.encode_layer(target), weight)
             self.plan.remember(target)
+            self.encoding.note(name, self.generator)
         restored = self.weights[name]
         if bias is not None and bias_name in self.plan.vectors and bias_name not in self.encoding.vectors \
                 and self.plan.layers[name].bias == bias_name:
@@ -230,7 +233,10 @@ class _Lockstep(CallCounter):
                 argument(args, kwargs, 2, "offsets") is not None or kwargs.get("per_sample_weights") is not None)):
             raise Mismatch(f"{name}: its input of shape {tuple(ids.shape)} does not have the samples first")
         if name not in self.weights:
-            self.weights[name] = self._to_torch(self.encoding.encode_layer(self.plan.target(name)), weight)
+            if not self.encoding.recall(name, self.generator):
+                self.encoding.encode_layer(self.plan.target(name))
+                self.encoding.note(name, self.generator)
+            self.weights[name] = self._to_torch(self.encoding.restored(name), weight)
         options = {key: value for key, value in kwargs.items() if key not in ("input", "weight")}
         parts = zip(ids.chunk(2), (weight, self.weights[name]), strict=True)
         return torch.cat([func(part, table, *args[2:], **options) for part, table in parts])
