@@ -17,6 +17,7 @@ from tersor.errors import ConfigError, TargetError
 from tersor.sections import Contents
 from tersor.training.masks import keep_masks
 from tersor.training.pricing import Pricing
+from tersor.training.recovery import recover, views
 
 BATCHES = [inputs("residual", 16, seed) for seed in range(12)]
 CACHE: dict[str, tersor.Packed] = {}
@@ -35,7 +36,7 @@ def student(tools: tuple[str, ...] = ("scalar",)) -> tersor.Packed:
 def adam(rate: float) -> Any:
     def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         for group in groups:
-            group["lr"] *= rate
+            group["lr"] *= rate if group["name"] == "latents" else rate / 4.0
         return torch.optim.Adam(groups)
 
     return make
@@ -60,7 +61,7 @@ def test_a_better_file_of_no_more_bytes(tools):
     lines: list[str] = []
     model = build("residual")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    better = tersor.finetune(file, model, data, loss=F.mse_loss, epochs=4, optimizer=adam(8.0), progress=lines.append,
+    better = tersor.finetune(file, model, data, loss=F.mse_loss, epochs=4, optimizer=adam(30.0), progress=lines.append,
                              reassign=0.02 if tools == ("kernels",) else None)
     assert better.size <= file.size and better.data != file.data
     assert judged(better, data[-1:]) < 0.8 * judged(file, data[-1:])
@@ -73,7 +74,7 @@ def test_a_better_file_of_no_more_bytes(tools):
 
 def test_without_labels_and_shrinking():
     file, model = student(), build("residual")
-    smaller = tersor.finetune(file, model, BATCHES, size=int(0.92 * file.size), steps=100, optimizer=adam(10.0))
+    smaller = tersor.finetune(file, model, BATCHES, size=int(0.92 * file.size), steps=100, optimizer=adam(40.0))
     assert 0.85 * file.size < smaller.size <= 0.92 * file.size
     with torch.no_grad():
         before, after = (tersor.restore(f.data, into=build("residual", 5)).eval()(BATCHES[-1]) for f in (file, smaller))
@@ -87,8 +88,31 @@ def test_nothing_better_gives_the_same_file():
     file, model = student(), build("residual")
     same = tersor.finetune(file, model, BATCHES, steps=4, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.0))
     assert same.data == file.data and "nothing better" in same.notes[-1]
-    noisy = tersor.finetune(file, model, BATCHES, steps=4, optimizer=adam(100.0))
+    noisy = tersor.finetune(file, model, BATCHES, steps=4, optimizer=adam(400.0))
     assert noisy.data == file.data
+
+
+def test_recovery_on_calibration_samples():
+    model = build("residual")
+    samples = torch.cat(BATCHES[:4])
+    file = student()
+    better = recover(file, model, samples, steps=30)
+    assert better.size <= file.size and ("fine-tuned" in better.notes[-1] or better.data == file.data)
+    assert better.data == recover(file, model, samples, steps=30).data
+    assert recover(file, model, samples[:8]) is file, "too few to tell"
+
+
+def test_views_are_shifted_mirrored_and_blended():
+    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 2, 8, 8) + torch.linspace(0, 0.1, 8)
+    generator = torch.Generator().manual_seed(0)
+    found = views(images, generator)
+    assert found.shape == images.shape and not torch.equal(found, images)
+    assert float(found.min()) >= 0.0 and float(found.max()) <= 5.11
+    slopes = found[:, 0, 0, -1] - found[:, 0, 0, 0]
+    assert bool((slopes > 0).any()) and bool((slopes < 0).any())
+    words = torch.randint(0, 9, (6, 5))
+    assert torch.equal(views(words, generator), words)
+    assert views(torch.randn(6, 7), generator).shape == (6, 7)
 
 
 def test_patience_ends_training():
@@ -123,7 +147,7 @@ def test_a_checkpoint_goes_on_to_the_same_bytes(tmp_path, shuffled):
 
     def run(path: Path | None = None, progress: Any = None) -> bytes:
         return tersor.finetune(file, model.train(), data, loss=F.mse_loss, steps=30, every=5, held_out=held, seed=3,
-                               optimizer=adam(5.0), checkpoint=path, progress=progress).data
+                               optimizer=adam(20.0), checkpoint=path, progress=progress).data
 
     state = torch.get_rng_state()
     whole_run = run()
