@@ -1,13 +1,14 @@
 # Everything happens in .venv; `make clean` removes it again. Override with e.g. `make test PYTHON=python3.12`.
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
+FUZZ_SECONDS ?= 600
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # One thread each: two threads on a busy machine can be ten times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint format docs clean
+.PHONY: help demo test lint format docs clean fuzz
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -28,6 +29,10 @@ format: $(READY)  ## sort imports and apply ruff's safe fixes
 
 docs: $(READY)  ## build the documentation site in site/
 	$(BIN)/zensical build --strict
+
+fuzz: $(READY)  ## fuzz the decoders (needs clang++; FUZZ_SECONDS for each of seven targets)
+	$(MAKE) -C fuzz run SECONDS=$(FUZZ_SECONDS)
+	$(BIN)/python fuzz/files.py --seconds $(FUZZ_SECONDS) --seed $$(date +%s) --out fuzz/build/findings
 
 clean:  ## remove .venv and everything that was built
 	rm -rf $(VENV) build dist demo-out site .cache src/*.egg-info src/tersor/*.so

@@ -28,8 +28,11 @@ Part part(fuzz::Input &input) {
 
 int64_t decode(const std::vector<uint8_t> &code, Part &part, fuzz::Exact<int32_t> &q) {
     fuzz::Exact<uint8_t> data(code.data(), code.size());
-    return tersor_context_decode(data.get(), data.count(), static_cast<int64_t>(part.shapes.size() / 7),
-                                 part.shapes.data(), q.get());
+    const int64_t read = tersor_context_decode(data.get(), data.count(), static_cast<int64_t>(part.shapes.size() / 7),
+                                               part.shapes.data(), q.get());
+    fuzz::observe(read);
+    if (read >= 0) fuzz::observe_all(q);
+    return read;
 }
 
 }  // namespace

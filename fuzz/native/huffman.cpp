@@ -13,6 +13,8 @@ int64_t decode(const Bytes &code, fuzz::Exact<uint8_t> &lengths, fuzz::Exact<int
         tersor_huffman_decode(data.get(), data.count(), lengths.get(), lengths.count(), out.get(), out.count());
     for (size_t i = 0; result == 0 && i < out.size(); ++i)
         fuzz::must(out[i] >= 0 && out[i] < lengths.count(), "symbols are in the alphabet");
+    fuzz::observe(result);
+    if (result == 0) fuzz::observe_all(out);
     return result;
 }
 
@@ -20,6 +22,8 @@ int64_t decode_fixed(const Bytes &code, int32_t bits, fuzz::Exact<int32_t> &out)
     fuzz::Exact<uint8_t> data(code.data(), code.size());
     const int64_t result = tersor_fixed_decode(data.get(), data.count(), bits, out.get(), out.count());
     for (size_t i = 0; result == 0 && i < out.size(); ++i) fuzz::must(out[i] >= 0 && out[i] >> bits == 0, "values have so many bits");
+    fuzz::observe(result);
+    if (result == 0) fuzz::observe_all(out);
     return result;
 }
 

@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 namespace fuzz {
@@ -31,11 +32,12 @@ class Input {
         return low | u16() << 16;
     }
     int64_t below(int64_t n) { return static_cast<int64_t>(n <= 256 ? u8() : u16()) % n; }
-    std::vector<uint8_t> rest() {
-        std::vector<uint8_t> out(at_, end_);
-        at_ = end_;
+    std::vector<uint8_t> take(size_t n) {
+        std::vector<uint8_t> out(at_, at_ + std::min(n, left()));
+        at_ += out.size();
         return out;
     }
+    std::vector<uint8_t> rest() { return take(left()); }
     // Small integers mostly, sometimes huge ones: what weights look like, and what a decoder must survive.
     int32_t weight() {
         const uint32_t b = u8();
@@ -67,6 +69,24 @@ class Exact {
     size_t size_;
     std::unique_ptr<T[]> data_;
 };
+
+// A hash of all results (FNV-1a over 64-bit values): the same on every machine, whatever its byte order.
+inline uint64_t observed = 1469598103934665603u;
+
+inline void observe(int64_t value) { observed = (observed ^ static_cast<uint64_t>(value)) * 1099511628211u; }
+
+template <class T>
+void observe_all(Exact<T> &values) {
+    for (size_t i = 0; i < values.size(); ++i) {
+        if constexpr (sizeof(T) == 4 && !std::is_integral<T>::value) {
+            int32_t bits;
+            std::memcpy(&bits, &values[i], sizeof bits);
+            observe(bits);
+        } else {
+            observe(static_cast<int64_t>(values[i]));
+        }
+    }
+}
 
 inline void must(bool good, const char *what) {
     if (good) return;

@@ -17,7 +17,9 @@ void decode(const std::vector<uint8_t> &code, const std::vector<List> &lists, co
         fuzz::Exact<int64_t> out(static_cast<size_t>(list.count));
         const int64_t read = tersor_integers_decode(data.get(), data.count(), state.get(), list.context, list.count, out.get());
         fuzz::must(read >= 0 || values == nullptr, "what was encoded can be decoded");
+        fuzz::observe(read);
         if (read < 0) return;
+        fuzz::observe_all(out);
         for (int64_t i = 0; i < list.count; ++i) {
             if (values) fuzz::must(out[static_cast<size_t>(i)] == *values++, "what was encoded is decoded");
             fuzz::must(std::llabs(out[static_cast<size_t>(i)]) < int64_t{1} << 41, "integers have 41 bits");

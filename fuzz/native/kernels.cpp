@@ -33,6 +33,8 @@ int64_t decode(const std::vector<uint8_t> &code, Part &part, fuzz::Exact<int32_t
                                                static_cast<int64_t>(part.shapes.size() / 6), part.shapes.data(), index.get());
     for (size_t i = 0; read >= 0 && i < index.size(); ++i)
         fuzz::must(index[i] >= 0 && index[i] < part.sizes[i], "indexes are in their codebook");
+    fuzz::observe(read);
+    if (read >= 0) fuzz::observe_all(index);
     return read;
 }
 

@@ -21,6 +21,7 @@ void mix(fuzz::Input &input) {
         status[simd] = tersor_mix(in.get(), in.count(), basis.get(), basis.count(), (simd ? out : portable).get(), out.count(), outer,
                                   terms + wrong, inner, outputs, first, last, simd);
     fuzz::must(status[0] == status[1] && out.same(portable), "SIMD gives the bits of the portable loop");
+    for (size_t i = 0; i < out.size(); ++i) fuzz::observe(static_cast<int64_t>(out[i] * 4096.0));
 }
 
 void trellis(fuzz::Input &input) {
@@ -31,6 +32,7 @@ void trellis(fuzz::Input &input) {
     for (size_t i = 0; i < q.size(); ++i) q[i] = input.weight();
     for (size_t i = 0; i < step.size(); ++i) step[i] = static_cast<float>(input.u8());
     fuzz::must(tersor_trellis_restore(q.get(), rows, columns, states, step.get(), out.get()) == 0, "all integers have a level");
+    fuzz::observe_all(out);
 }
 
 }  // namespace
