@@ -197,3 +197,50 @@ def test_records_that_are_none(tmp_path: Path) -> None:
         (tmp_path / "r").write_bytes(part)
         with pytest.raises(StateError, match="cannot go on from this state"):
             records.load(tmp_path / "r")
+
+
+def test_calibration_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tersor.calibration import run as run_module
+    from tersor.calibration import saved
+    model = seeded(Residual)
+    generator = torch.Generator().manual_seed(4)
+    batches = [torch.randn(size, 3, 8, 8, generator=generator) for size in (5, 3, 6, 2, 4)]
+    calibrate(model, batches, keep=12, vectors=2, max_positions=20).save(tmp_path / "plain")
+    monkeypatch.setattr(saved, "INTERVAL", 0.0)
+    monkeypatch.setattr(saved, "SHARE", 0.0)
+    ran: list[int] = []
+    real = run_module.Run.add
+
+    def counted(self: Any, batch: Any) -> int:
+        ran.append(batch.images)
+        return real(self, batch)
+
+    monkeypatch.setattr(run_module.Run, "add", counted)
+
+    def measure(given: Any, **options: Any) -> Any:
+        return calibrate(model, given, keep=12, vectors=2, max_positions=20, state=tmp_path / "state", **options)
+
+    def stopping(images: int) -> None:
+        if images == 14:
+            raise Killed
+
+    with pytest.raises(Killed):
+        measure(batches, progress=stopping)
+    measure(batches).save(tmp_path / "resumed")
+    # Killed before the third batch was saved: it is run again, no other.
+    assert ran == [5, 3, 6, 6, 2, 4]
+    assert (tmp_path / "resumed").read_bytes() == (tmp_path / "plain").read_bytes()
+    measure(batches)
+    assert len(ran) == 6, "all was there"
+    for other in ([batches[0] * 2, *batches[1:]], batches[:3]):
+        with pytest.raises(StateError, match="other batches"):
+            measure(other)
+    with pytest.raises(StateError, match="another calibration"):
+        calibrate(model, batches, keep=12, state=tmp_path / "state")
+    newest = max((tmp_path / "state").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
+    good = records.load(newest)
+    for key, value in (("sums", {}), ("generator", np.zeros(3, np.uint8)), ("positions", [1]), ("described", {})):
+        records.save(newest, good | {"run": good["run"] | {key: value}})
+        with pytest.raises(StateError, match="cannot go on from this calibration"):
+            measure(batches)
+    assert len(list((tmp_path / "state").iterdir())) == 2, "older saves are removed"

@@ -13,6 +13,7 @@ rightly under one lambda.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -25,6 +26,7 @@ from .adapters.trace import trace
 from .calibration.accumulators import MAX_FULL, Options
 from .calibration.batches import Samples, device_of, read_batches
 from .calibration.run import Run
+from .calibration.saved import Saved
 from .errors import StatisticsError
 from .parallel import Team, everybody
 from .statistics import Statistics, digests
@@ -38,7 +40,7 @@ __all__ = ["Statistics", "calibrate", "memory_needed"]
 def calibrate(model: nn.Module, batches: Iterable[Any] | Tensor, *, vectors: int = 1, keep: int = 320,
               max_positions: int | None = None, seed: int = 0, output: Callable[[Any], Tensor] | None = None,
               progress: Callable[[int], None] | None = None, budget: int = 256 << 20,
-              team: Team | None = None) -> Statistics:
+              team: Team | None = None, state: str | os.PathLike[str] | None = None) -> Statistics:
     """Measure `Statistics` of `model` on calibration batches (training images, never the test images).
 
     * `batches`: input tensors [images, ...], or tuples or lists whose first element is the input, or dicts of
@@ -55,13 +57,16 @@ def calibrate(model: nn.Module, batches: Iterable[Any] | Tensor, *, vectors: int
       Each gives batches of its own, and all get the same statistics. They are those of one process, bit for bit,
       if rank r of n gives batches r, r + n, r + 2n ... of that process' list, and all have the same kind of
       processor and number of threads. `tersor.parallel.ALONE`: this process by itself.
+    * `state`: a folder where the sums are kept now and then (of each process its own). Called again with the same
+      arguments and batches after an interruption, `calibrate` does not run again what is in them, and gives the same
+      statistics. It is not removed.
 
     Memory: the activations of one batch as in training, the gradients of all layer outputs, `budget`, and
     `memory_needed(model)` for the sums. The model is run in eval mode and left as it was, also on errors.
 
     Raises `StatisticsError`, naming the layer where there is one: no images; NaN or infinity; a layer that
     takes part in the forward but gets no gradient; an output without one row per image. `WorkerError`: another
-    process has died or failed.
+    process has died or failed. `StateError`: the state is of other arguments or batches, or damaged.
     """
     inventory = inventory_of_module(model)
     options = Options(budget, max_positions if max_positions is not None else 1024, seed)
@@ -86,13 +91,29 @@ def calibrate(model: nn.Module, batches: Iterable[Any] | Tensor, *, vectors: int
         first = first.to(device_of(model))
         run.graph = team.broadcast(trace(model, inventory, *first.part(slice(0, 1)).call) if team.rank == 0 else None)
         run.begin(first)
-        while any(team.gather(batch is not None)):
-            number = run.add(batch)
+        saved = Saved(state, team, {"model": Statistics.fingerprint_of(found), "vectors": vectors, "keep": keep,
+                                    "options": repr(options)})
+        done, rounds = saved.resume(run), 0
+        while True:
+            votes = team.gather((batch is not None, saved.is_due()))
+            if not any(more for more, _ in votes):
+                break
+            if rounds > done and votes[0][1]:  # all save the same rounds
+                saved.save(run, rounds)
+            number = run.add(batch) if rounds >= done else run.skip(batch)
+            saved.see(batch)
+            rounds += 1
+            if rounds == done:
+                saved.check()
             if batch is not None:
                 samples.add(batch, number)
             if progress is not None:
                 progress(run.images)
             batch = next(source, None)
+        if rounds < done:
+            saved.check()  # there are fewer batches than then
+        if rounds > done:
+            saved.save(run, rounds)
         run.join()
         samples.join(team)
         return run.statistics(found, samples.stacked())

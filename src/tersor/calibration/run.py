@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
@@ -143,6 +144,40 @@ class Run:
                                    strict=True):
             bn.count = sum(column)
         self.single_images = sum(c[2] for c in counts)
+
+    def saved(self) -> dict[str, Any]:
+        """All that `restore` needs, as plain data with arrays."""
+        described = self._described()
+        return {"described": described | {"reached": sorted(self.reached), "odd": sorted(self.recorder.odd)},
+                "sums": {name: total.value.cpu().numpy() for name, total in self.sums()},
+                "units": {name: total.unit for name, total in self.sums()},
+                "positions": [moments.positions for _, moments in self._all_moments()],
+                "counts": [bn.count for _, bn in sorted(self.batchnorms.items())],
+                "images": self.images, "single_images": self.single_images,
+                "generator": self.generator.get_state().numpy()}
+
+    def restore(self, found: Mapping[str, Any]) -> None:
+        """Go on from what `saved` gave; the images of the batches that are done still have to be passed over."""
+        described = found["described"]
+        self._make_room(described | {"reached": set(described["reached"]), "odd": set(described["odd"])})
+        for name, total in self.sums():
+            if total.value.shape != found["sums"][name].shape or found["sums"][name].dtype != np.float64:
+                raise ValueError(f"the sum {name} has another shape or type")
+            total.value.copy_(torch.from_numpy(found["sums"][name].copy()))
+            total.unit = float(found["units"][name])
+        for (_, moments), positions in zip(self._all_moments(), found["positions"], strict=True):
+            moments.positions = int(positions)
+        for (_, bn), count in zip(sorted(self.batchnorms.items()), found["counts"], strict=True):
+            bn.count = int(count)
+        self.single_images = int(found["single_images"])
+        self.generator.set_state(torch.from_numpy(found["generator"].copy()))
+
+    def skip(self, batch: Batch | None) -> int:
+        """Pass over one batch of each process that is in the sums already; the number of its first image."""
+        images: list[int] = self.team.gather(0 if batch is None else batch.images)
+        first = self.images + sum(images[: self.team.rank])
+        self.images += sum(images)
+        return first
 
     def _all_moments(self) -> list[tuple[tuple[str, str], Moments]]:
         return sorted(((name, key), moments) for name, layer in self.layers.items()
