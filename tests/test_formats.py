@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 import tersor  # noqa: E402
 from tersor.cli import main  # noqa: E402
+from tersor.commands.inspect import contents  # noqa: E402
 from tersor.errors import ConfigError, ModelError  # noqa: E402
 
 
@@ -327,4 +328,8 @@ def test_the_rest_is_no_tensor_of_the_model(tmp_path):
         assert list(file) == list(build("mlp").state_dict()) and "tersor.source" not in file
         assert file.source_format == "pytorch" and file.metadata == {}
         file.verify()
+        report = contents(file)
+    assert report["source_format"] == "pytorch" and "tersor.source" not in str(report["tensors"])
+    assert report["bytes_by_tool"]["rest of the source file"] > 100
+    assert sum(report["bytes_by_tool"].values()) + report["header_bytes"] == packed.size
     assert packed.size * 8 <= 24 * packed.parameters

@@ -68,22 +68,24 @@ def contents(file: TersorFile) -> dict[str, Any]:
     """Everything that is known of a file without decoding it, as plain data."""
     manifest = file.manifest
     by_tool: dict[str, int] = {}
-    for section in manifest.sections:
-        by_tool[tool_name(section.tool)] = by_tool.get(tool_name(section.tool), 0) + section.length
+    rest = {record.section: record for record in manifest.tensors if record.name not in file}  # at most one
+    for number, section in enumerate(manifest.sections):
+        kind = "rest of the source file" if number in rest else tool_name(section.tool)
+        by_tool[kind] = by_tool.get(kind, 0) + section.length
     tensors = [{
         "name": record.name, "dtype": record.dtype, "shape": list(record.shape), "bytes": record.nbytes,
         "tool": None if record.section is None else tool_name(manifest.sections[record.section].tool),
         "section": record.section,
         "alias_of": None if record.alias_of is None else manifest.tensors[record.alias_of].name,
-    } for record in manifest.tensors]
-    raw = sum(record.nbytes for record in manifest.tensors if record.alias_of is None)
+    } for record in manifest.tensors if record.name in file]
+    raw = sum(record.nbytes for record in manifest.tensors if record.alias_of is None and record.name in file)
     return {
         "bytes": file.size, "header_bytes": file.size - manifest.payload_bytes, "bytes_by_tool": by_tool,
         "parameters": manifest.parameters, "bits_per_weight": file.bits_per_weight,
         "raw_bytes": raw, "ratio": raw / file.size,
         "container_version": manifest.container_version, "tools_version": manifest.tools_version,
         "library_version": ".".join(map(str, manifest.library_version)),
-        "metadata": file.metadata, "tied": file.tied, "tensors": tensors,
+        "source_format": file.source_format, "metadata": file.metadata, "tied": file.tied, "tensors": tensors,
         "sections": [{"tool": tool_name(section.tool), "offset": section.offset, "bytes": section.length,
                       "crc32": f"{section.crc32:08x}", "tensors": len(members)}
                      for section, members in zip(manifest.sections, manifest.members, strict=True)],
