@@ -94,7 +94,8 @@ def points_table(document: dict[str, Any]) -> str:
     rows = []
     for point in [*document["points"], *document["baselines"]]:
         if "error" not in point:
-            rows.append((point["bytes"], [point.get("codec", "tersor"), f"{point['bytes']:,}",
+            codec = point.get("codec", "tersor").replace(" per channel", "").replace(" per layer", "")
+            rows.append((point["bytes"], [codec, f"{point['bytes']:,}",
                                           f"{point['bits_per_weight']:.3f}", *_figures(point)]))
     rows.sort(key=lambda row: -row[0])
     header = ["codec", "bytes", "bits/weight", "SNR dB", "KL", "top-1 change"]

@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def sweep(model: nn.Module | Inventory, stats: Statistics | None, bits: Sequence
         "parameters": inventory.parameters, "tensors": len(inventory.tensors),
         "fp32_bytes": 4 * inventory.parameters,
         "raw_bytes": sum(array.nbytes for array in inventory.tensors.values()),
-        "calibration_images": None if stats is None else stats.images, "config": repr(config or Config()),
+        "calibration_images": None if stats is None else stats.images, "options": _told(config or Config()),
         "samples": measure.count, "top1": measure.top1, "points": [], "baselines": old.get("baselines", []),
     }
     kept = {point["asked_bits"]: point for point in old["points"] if _is_whole(place, point)}
@@ -184,6 +185,14 @@ def _key(inventory: Inventory, stats: Statistics | None, config: Config, measure
         for array in (layer.A, layer.G):
             head.update(np.ascontiguousarray(array).data)
     return head.hexdigest()
+
+
+def _told(config: Config) -> str:
+    """What is not as by default, and the effort."""
+    default = Config()
+    changed = [f"{each.name}={getattr(config, each.name)!r}" for each in fields(config)
+               if each.name != "effort" and getattr(config, each.name) != getattr(default, each.name)]
+    return ", ".join([f"effort={config.effort}", *changed])
 
 
 def _write(place: Path, document: Document) -> None:
