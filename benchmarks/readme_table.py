@@ -1,4 +1,4 @@
-"""Renders the figures of README.md from benchmarks/results/cifar.json: `python benchmarks/readme_table.py`.
+"""Renders the figures of README.md from benchmarks/results/frontier.json: `python benchmarks/readme_table.py`.
 
 Replaces what stands between the two HTML comments. With --check it changes nothing and fails if README.md is
 not what it would write.
@@ -12,23 +12,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common import bytes_at
+from frontier_networks import TITLES
+from frontier_report import CODECS, curves
+
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- figures: written by benchmarks/readme_table.py -->\n"
 END = "<!-- end of figures -->"
-RATES = (3.0, 2.4, 2.0, 1.6)
-LEVEL = "0.03"
-NAMES = {"NNCodec, best setting": "NNCodec, its best setting"}
+LEVEL = 0.03
+RESULTS = ROOT / "benchmarks" / "results" / "frontier.json"
 
 
 def main() -> None:
     """Write the table, or check it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "cifar.json")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--check", action="store_true", help="fail if README.md is out of date")
     options = parser.parse_args()
     if not options.results.exists():
-        sys.exit(f"{options.results} is not there: run python benchmarks/cifar.py first")
+        sys.exit(f"{options.results} is not there: run python benchmarks/frontier.py first")
     text = options.readme.read_text(encoding="utf-8")
     new = replaced(text, render(json.loads(options.results.read_text(encoding="utf-8"))))
     if options.check and new != text:
@@ -47,21 +50,19 @@ def replaced(text: str, figures: str) -> str:
 
 
 def render(results: dict[str, Any]) -> str:
-    """Markdown of everything that benchmarks/cifar.py measured and a first-time reader wants to know."""
-    networks = results["networks"]
-    images = next(iter(networks.values()))["images"]
-    count = results["options"]["calibration"]
+    """Markdown of what benchmarks/frontier.py measured and a first-time reader wants to know."""
+    networks = {name: results["networks"][name] for name in TITLES if results["networks"].get(name, {}).get("curve")}
     parts = [
-        f"CIFAR-10 networks, compressed without training: calibrated on {count} training images without "
-        f"labels, the file restored into a network of random weights and tested on {images:,} test images. "
-        "Whole files, every byte counted. KL is the mean divergence of the outputs from those of the fp32 "
-        "network, in nats; ± is the standard error of the paired difference.",
+        "Compressed without training and without labels: calibrated on 320 training images (SqueezeNet: 256), the file "
+        "restored into a network of other weights and compared with fp32 on test images (CIFAR-10: 1,017; MNIST: "
+        "10,000; ImageNet: 650). Whole files, every byte counted. KL is the mean divergence of the outputs, in nats; ± is the "
+        "standard error of the paired difference.",
         rate_table(networks),
-        f"Bytes for equal quality (KL {LEVEL}, interpolated on each codec's own curve; in brackets the "
-        "multiple of tersor's bytes):",
+        f"Bytes for equal quality (KL {LEVEL}, interpolated on each codec's own curve; in brackets the multiple of "
+        "tersor's bytes):",
         equal_quality_table(networks),
-        "`python benchmarks/cifar.py` measures this; every point is in "
-        "[benchmarks/results/cifar.json](benchmarks/results/cifar.json).",
+        "`python benchmarks/frontier.py` measures this; more, and what each tool saves, in "
+        "[docs/frontier.md](docs/frontier.md).",
     ]
     return "\n\n".join(parts)
 
@@ -70,31 +71,32 @@ def rate_table(networks: dict[str, Any]) -> str:
     """One row for each network and rate, the uncompressed network first."""
     rows = []
     for name, entry in networks.items():
+        points = sorted(entry["curve"].values(), key=lambda point: -point["bytes"])
         bits = 8 * entry["fp32_bytes"] / entry["parameters"]
-        rows.append([f"{name}, fp32", f"{entry['fp32_bytes']:,}", f"{bits:.2f}", "1",
-                     f"{100 * entry['fp32_top1']:.2f}", "", ""])
-        for point in entry["tersor"]:
-            if point["asked_bits"] in RATES:
-                change = f"{100 * point['top1_change']:+.2f} ± {100 * point['top1_change_error']:.2f}"
-                rows.append([name, f"{point['bytes']:,}", f"{point['bits']:.2f}", f"{point['ratio']:.1f}",
-                             f"{100 * point['top1']:.2f}", change, f"{point['kl']:.4f}"])
+        rows.append([f"{TITLES[name]}, fp32", f"{entry['fp32_bytes']:,}", f"{bits:.2f}", "1",
+                     f"{100 * points[0]['top1_reference']:.2f}", "", ""])
+        for point in points:
+            change = f"{100 * point['top1_change']:+.2f} ± {100 * point['top1_change_error']:.2f}"
+            rows.append([TITLES[name], f"{point['bytes']:,}", f"{8 * point['bytes'] / entry['parameters']:.2f}",
+                         f"{entry['fp32_bytes'] / point['bytes']:.1f}", f"{100 * point['top1']:.2f}", change,
+                         f"{point['kl']:.4f}"])
     header = ["network", "bytes", "bits/weight", "times smaller", "top-1 %", "change, points", "KL"]
     return markdown(header, rows)
 
 
 def equal_quality_table(networks: dict[str, Any]) -> str:
-    """One row for each codec that all networks have, one column for each network."""
-    sizes = {name: entry["bytes_at_kl"][LEVEL] for name, entry in networks.items()}
-    codecs = list(dict.fromkeys(codec for of_network in sizes.values() for codec in of_network))
+    """One row for each codec, one column for each network."""
+    sizes = {name: {codec: bytes_at(found.get(codec, ()), LEVEL) for codec in CODECS}
+             for name, found in ((name, curves(entry)) for name, entry in networks.items())}
     rows = []
-    for codec in codecs:
+    for codec in CODECS:
         cells = []
         for of_network in sizes.values():
-            size, ours = of_network.get(codec), of_network["tersor"]
+            size, ours = of_network[codec], of_network["tersor"]
             multiple = f" ({size / ours:.2f}x)" if size and ours and codec != "tersor" else ""
             cells.append(f"{size:,.0f}{multiple}" if size else "out of its range")
-        rows.append([NAMES.get(codec, codec), *cells])
-    return markdown(["codec", *sizes], rows)
+        rows.append([codec, *cells])
+    return markdown(["codec", *(TITLES[name] for name in sizes)], rows)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -50,35 +50,37 @@ def test_links_and_files_that_are_named_exist(document):
 
 
 def results() -> dict[str, object]:
-    """As benchmarks/cifar.py writes them, with made-up numbers."""
-    point = {"asked_bits": 3.0, "bytes": 100_000, "bits": 2.97, "ratio": 10.9, "top1": 0.91,
-             "top1_change": -0.002, "top1_change_error": 0.003, "kl": 0.0081}
-    entry = {"parameters": 269_722, "fp32_bytes": 1_092_520, "fp32_top1": 0.9164, "images": 1017,
-             "tersor": [point, point | {"asked_bits": 2.7}],
-             "bytes_at_kl": {"0.03": {"tersor": 80_000.0, "NNCodec, best setting": 160_000.0, "int8": None}}}
-    return {"options": {"calibration": 320}, "networks": {"resnet20": entry}}
+    """As benchmarks/frontier.py writes them, with made-up numbers."""
+    point = {"bytes": 100_000, "top1": 0.91, "top1_reference": 0.9164, "top1_change": -0.002,
+             "top1_change_error": 0.003, "kl": 0.0081}
+    peer = {"use_dq": True, "bytes": 160_000, "kl": 0.03}
+    entry = {"parameters": 269_722, "fp32_bytes": 1_092_520,
+             "curve": {"100,000 bytes": point, "80,000 bytes": point | {"bytes": 80_000, "kl": 0.03}},
+             "nncodec": {"a": peer, "b": peer | {"bytes": 200_000, "kl": 0.01}}}
+    return {"networks": {"resnet20": entry, "resnet32": {"peers": {}}}}
 
 
 def test_table():
     text = readme_table.render(results())
-    assert "| resnet20, fp32 | 1,092,520 | 32.40 | 1 | 91.64 |  |  |" in text
-    assert text.count("| resnet20 | 100,000 | 2.97 | 10.9 | 91.00 | -0.20 ± 0.30 | 0.0081 |") == 1
-    assert "| NNCodec, its best setting | 160,000 (2.00x) |" in text and "| int8 | out of its range |" in text
+    assert "| ResNet-20, fp32 | 1,092,520 | 32.40 | 1 | 91.64 |  |  |" in text
+    assert text.count("| ResNet-20 | 100,000 | 2.97 | 10.9 | 91.00 | -0.20 ± 0.30 | 0.0081 |") == 1
+    assert "| NNCodec, best setting | 160,000 (2.00x) |" in text
+    assert "| DeepCABAC-style | out of its range |" in text and "ResNet-32" not in text
     once = readme_table.replaced(README, text)
     assert text in once and readme_table.replaced(once, text) == once
 
 
 def test_table_command(tmp_path):
     (tmp_path / "README.md").write_text(README, encoding="utf-8")
-    (tmp_path / "cifar.json").write_text(json.dumps(results()), encoding="utf-8")
+    (tmp_path / "frontier.json").write_text(json.dumps(results()), encoding="utf-8")
     command = [sys.executable, str(ROOT / "benchmarks" / "readme_table.py"), "--results",
-               str(tmp_path / "cifar.json"), "--readme", str(tmp_path / "README.md")]
+               str(tmp_path / "frontier.json"), "--readme", str(tmp_path / "README.md")]
     assert [subprocess.run([*command, *more], capture_output=True).returncode
             for more in (["--check"], [], ["--check"])] == [1, 0, 0]
 
 
-@pytest.mark.skipif(not (ROOT / "benchmarks/results/cifar.json").exists(), reason="not measured yet")
+@pytest.mark.skipif(not readme_table.RESULTS.exists(), reason="not measured yet")
 def test_figures_are_those_of_the_results():
-    measured = json.loads((ROOT / "benchmarks/results/cifar.json").read_text(encoding="utf-8"))
+    measured = json.loads(readme_table.RESULTS.read_text(encoding="utf-8"))
     new = readme_table.replaced(README, readme_table.render(measured))
     assert new == README, "run benchmarks/readme_table.py"

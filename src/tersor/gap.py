@@ -9,6 +9,7 @@ back, the limits are those of `tersor.tools.ruler` at this error.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from .adapters.formats import OpenedModel
 from .adapters.inventory import Array
 from .anatomy import anatomy
 from .bitstream.source import Readable
 from .config import Config
 from .decoder import TersorFile, load, tool_name
-from .encoder import Model, inventory_of
+from .encoder import Model, inventory_of, opened
 from .encoding import Encoding, Plan, affine_map, affine_of
 from .errors import ModelError, StatisticsError
 from .limits import Limits
@@ -37,7 +39,7 @@ from .tools.target import LayerTarget, to_matrix
 def rate_limits(file: Readable, model: Model, stats: Statistics, *, limits: Limits | None = None) -> list[Limit]:
     """The ruler beside every coded weight of a .tersor file (path, bytes or binary file); `ruler.overall` sums up.
 
-    * `model`: what was compressed: an nn.Module, a state dict, a .safetensors path or an `Inventory`.
+    * `model`: what was compressed, as for `tersor.compress`.
     * `stats`: of this model, `tersor.calibrate`; its metric is the one that D is measured in.
 
     With an nn.Module and samples in `stats`, a layer's error counts from the target that makes up for the errors of
@@ -48,21 +50,23 @@ def rate_limits(file: Readable, model: Model, stats: Statistics, *, limits: Limi
     Raises `FormatError` (a bad file), `StatisticsError` (of another model, or without this model's layers),
     `ModelError` (the file holds another model).
     """
+    if isinstance(model, str | os.PathLike | OpenedModel):
+        model = opened(model).model
     inventory = inventory_of(model)
     stats.check(inventory)
     if not isinstance(model, nn.Module):
         inventory = stats.explain(inventory)
     bits = {part.name: 8.0 * part.bytes for part in anatomy(file, limits=limits)}
-    with load(file, limits) as opened:
+    with load(file, limits) as source:
         for name, array in inventory.tensors.items():
-            if name not in opened or opened.record(name).shape != array.shape:
+            if name not in source or source.record(name).shape != array.shape:
                 raise ModelError(f"{name} is not in the file, or of another shape: it holds another model")
         # In the file's order, in which a BatchNorm's tensors stand together.
-        inventory = replace(inventory, tensors={name: inventory.tensors[name] for name in opened
+        inventory = replace(inventory, tensors={name: inventory.tensors[name] for name in source
                                                 if name in inventory.tensors})
-        tools = {tool_name(section.tool) for section in opened.manifest.sections}
+        tools = {tool_name(section.tool) for section in source.manifest.sections}
         config = Config(tools=("scalar",), keep_exact="batchnorm" not in tools and "vector" not in tools)
-        replay = _Replay(Plan(inventory, stats, config), 1.0, file=opened, bits=bits)
+        replay = _Replay(Plan(inventory, stats, config), 1.0, file=source, bits=bits)
         stage = prepare(stats, model, inventory) if isinstance(model, nn.Module) else None
         if isinstance(model, nn.Module) and stage is not None:
             try:
