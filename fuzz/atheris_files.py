@@ -17,6 +17,10 @@ import atheris
 
 sys.path[:0] = [str(Path(__file__).parent)]
 with atheris.instrument_imports(include=["tersor"]):
+    from files import golden_files
+    from mutator import Seed, Seeds, mutate_bytes, mutate_seed, seed_of
+    from oracle import judge
+
     import tersor.synthesis.batchnorm
     import tersor.synthesis.codebook
     import tersor.synthesis.kernels
@@ -24,10 +28,6 @@ with atheris.instrument_imports(include=["tersor"]):
     import tersor.synthesis.scalar
     import tersor.synthesis.transform
     import tersor.synthesis.vector  # noqa: F401
-    from files import golden_files
-    from mutator import Seed, Seeds, mutate_bytes, mutate_seed, seed_of
-    from oracle import judge
-
     from tersor.errors import TersorError
 
 from grammar import take_apart  # noqa: E402

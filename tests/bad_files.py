@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import bad_tools
 from forge import file_of, manifest_of, tiny_file, varints
 
 from tersor.bitstream.integers import IntegerWriter
@@ -110,7 +111,7 @@ BAD: dict[str, tuple[bytes, type[TersorError], str]] = {
                                      (3, 14), (0, 14)) + bytes([128, 128, 128, 0b00011100]), tool=6), FormatError,
                       "kernel index"),
     "batchnorm-of-one": (tiny_file(b"", tool=2), FormatError, "four vectors"),
-}
+} | bad_tools.BAD
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
