@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import common
 import torch
 from cifar_views import mixed
-from common import RESULTS, ROOT, Case, Cases, CifarResNet, data_folder, read_json
+from common import Case, Cases, CifarResNet, data_folder, read_json
 from image_data import HELD_OUT, Pair, accuracy, normalised, read, split
 from networks import cifar, load, load_zoo
 from torch import Tensor, nn
@@ -37,8 +38,8 @@ RATES = {
     "resnet20": (2.0, 1.6, 1.3, 1.0, 0.8), "resnet32": (1.6, 1.3, 1.0, 0.8), "vgg16_bn_cifar": (1.0, 0.7, 0.5),
     "resnet18_cifar": (1.3, 1.0, 0.7), "densenet_cifar": (2.0, 1.6, 1.3),
 }  # fmt: skip
-CASES = Cases([f"{name}:{bits:g}" for name, every in RATES.items() for bits in every], RESULTS / "finetuned.json",
-              ROOT / "docs" / "finetuned.md")  # fmt: skip
+CASES = Cases([f"{name}:{bits:g}" for name, every in RATES.items() for bits in every],
+              common.RESULTS / "finetuned.json", common.ROOT / "docs" / "finetuned.md")  # fmt: skip
 CALIBRATION, JUDGES = 320, 768
 STEPS, BATCH, LOOKS = 600, 64, 12
 WAYS = {"plain": "without tuning", "recovered": "label-free recovery", "tuned": "fine-tuned"}
@@ -95,7 +96,7 @@ def bench(name: str, data: Path, cache: Path | None) -> Bench:
         path = folder / f"{name}.safetensors"
         model = load(CifarResNet(int(name.removeprefix("resnet"))), path)
     else:
-        path = ROOT / "examples" / "zoo" / f"{name}.safetensors"
+        path = common.ROOT / "examples" / "zoo" / f"{name}.safetensors"
         model = load_zoo(name)
     model = model.to(memory_format=torch.channels_last)
     test = read(folder / f"{kind}test.npz", cache)
@@ -211,7 +212,7 @@ def smallest(cases: list[Case], way: str, good: Any) -> str:
 
 def nncodec(name: str, case: Case) -> list[str]:
     """Smallest files of NNCodec's curve whose top-1 is not below that of fp32, and by at most one point."""
-    points = next((list(entry["points"].values()) for entry in read_json(RESULTS / "nncodec.json").values()
+    points = next((list(entry["points"].values()) for entry in read_json(common.RESULTS / "nncodec.json").values()
                    if entry.get("network") == name), [])  # fmt: skip
     cells = []
     for allowed in (0.0, 0.01):

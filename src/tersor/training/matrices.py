@@ -23,8 +23,8 @@ LEAN = 0.45
 """How far a latent may begin from the middle of its step, in steps."""
 
 
-DEARER = 8.0
-"""With a trellis, relative rise of the price of a bit for a step of `Matrix.dead`."""
+DEARER = 2.0
+"""With a trellis, price of a bit in squared sub-steps for a step of `Matrix.dead`."""
 
 
 class Matrix(nn.Module):
@@ -107,7 +107,7 @@ class Matrix(nn.Module):
         if not self.trellis:
             return
         latents = self.latents.double().cpu().numpy()
-        path = trellis.search(latents, self.trellis, trellis.PRICE * (1.0 + DEARER * self.dead))
+        path = trellis.search(latents, self.trellis, DEARER * self.dead)
         self.path.copy_(torch.from_numpy(path))
         self.offset.copy_(torch.from_numpy(trellis.levels(path, self.trellis)).to(self.latents) - self.latents)
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ..packed import Packed
 from .loop import finetune
 
-STEPS, BATCH = 200, 64
+STEPS, BATCH = 100, 64
 FEWEST = 40
 """With fewer samples nothing is done."""
-LATENT_RATE, LEAN, SMALL_RATE = 1e-3, 0.2, 1e-3
+LATENT_RATE, LEAN, SMALL_RATE = 1e-3, 0.45, 1e-3
 """Learning rates for so few steps, and how near to the edges of their steps integers begin."""
 SHIFT = 8
 """Images are shifted by up to a so-manieth of their extent."""

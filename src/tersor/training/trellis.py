@@ -10,16 +10,15 @@ from ..tools import trellis
 from ..tools.metric import Matrix, Triangular
 from ..tools.scalar import CLASSES
 
-PRICE = 0.19
-"""Squared sub-steps per bit: 2 ln 2 / 12 / trellis.SUB_STEP^2, four fifths of it, as in `tools.scalar`."""
-
 Integers = npt.NDArray[np.int32]
 
 
-def search(target: Matrix, states: int, price: float = PRICE) -> Integers:
+def search(target: Matrix, states: int, price: float = 0.0) -> Integers:
     """Integers int32 [rows, columns] whose levels are nearest to `target`, float64 of that shape in sub-steps.
 
-    price: in squared sub-steps per bit, of code lengths as the targets suggest. Every row begins in state 0.
+    price: in squared sub-steps per bit, of code lengths as the targets suggest (the encoder's would be 0.19). Without
+    one, a path is found again from targets that lean away from it by less than half a sub-step. Every row begins in
+    state 0.
     """
     rows, columns = target.shape
     if not target.size:
