@@ -17,6 +17,7 @@ runtime = pytest.importorskip("onnxruntime")
 from encoder_models import build, decibels, inputs, outputs  # noqa: E402
 from lossless import exact, there_and_back  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx.reference import ReferenceEvaluator  # noqa: E402
 from torch import nn  # noqa: E402
 
 import tersor  # noqa: E402
@@ -361,3 +362,43 @@ def test_without_the_packages(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"pip install 'tersor\[onnx\]'"):
         tersor.open_model(path)
     assert tersor.restore_file(data, tmp_path / "b.onnx") == path.stat().st_size  # needs neither
+
+
+@pytest.mark.parametrize("opset", [13, 18, onnx.defs.onnx_opset_version()])
+def test_operator_sets(opset, tmp_path):
+    """13 has axes as attributes, 18 and later as inputs."""
+    axes = {"axes": [2, 3]} if opset < 18 else {}
+    reduced = ["r"] if opset < 18 else ["r", "axes"]
+    nodes = [helper.make_node("Conv", ["x", "k"], ["h"]), helper.make_node("BatchNormalization", ["h", *"sbmv"], ["n"]),
+             helper.make_node("Relu", ["n"], ["r"]), helper.make_node("ReduceMean", reduced, ["p"], keepdims=0, **axes),
+             helper.make_node("Gemm", ["p", "w"], ["g"], transB=1), helper.make_node("Identity", ["g"], ["y"])]
+    weights = {"k": random(8, 3, 3, 3), "w": random(5, 8), **{name: np.abs(random(8)) for name in "sbmv"}}
+    if not axes:
+        weights["axes"] = np.array([2, 3])
+    path = made(nodes, weights, tmp_path / "a.onnx", shape=("n", 3, 6, 6), opset=opset)
+    opened = there_and_back(path, tmp_path)
+    x = torch.randn(4, 3, 6, 6)
+    expected = run(path, x) if opset < 20 else ReferenceEvaluator(onnx.load(path)).run(None, {"x": x.numpy()})[0]
+    assert np.allclose(outputs(opened.module, x).numpy(), expected, atol=1e-4)  # ONNX Runtime lags behind the newest
+    assert [bn.names for bn in opened.inventory.batchnorms] == [("s", "b", "m", "v")]
+    stats = tersor.calibrate(opened.module, torch.randn(16, 3, 6, 6))
+    assert stats.graph.absorb == {"k": "s"} and set(stats.layers) == {"k", "w"}
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE])
+def test_element_types(dtype, tmp_path):
+    kind = helper.tensor_dtype_to_np_dtype(dtype)
+    weights = {name: numpy_helper.from_array(random(*shape).astype(kind), name)
+               for name, shape in {"k": (8, 3, 3, 3), "b": (8,), "w": (72, 9)}.items()}
+    nodes = [helper.make_node("Cast", ["x"], ["c"], to=dtype), helper.make_node("Conv", ["c", "k", "b"], ["h"]),
+             helper.make_node("Flatten", ["h"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    path = made(nodes, weights, tmp_path / "a.onnx", shape=("n", 3, 5, 5), opset=22)
+    opened = there_and_back(path, tmp_path)
+    assert {array.dtype for array in opened.inventory.tensors.values()} == {np.dtype(kind)}
+    assert {layer.name for layer in opened.inventory.layers} == {"k", "w"}
+    stats = tersor.calibrate(opened.module, torch.randn(16, 3, 5, 5))
+    packed = tersor.compress(opened, stats, bits=14, effort=2)
+    tersor.restore_file(packed.data, tmp_path / "b.onnx")
+    back = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "b.onnx").graph.initializer}
+    with packed.load() as file:
+        assert np.array_equal(back["w"], file["w"].T) and back["w"].dtype == np.dtype(kind)

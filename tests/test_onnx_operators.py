@@ -13,6 +13,7 @@ onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper  # noqa: E402
+from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 from tersor.adapters.onnx.layers import LAYERS  # noqa: E402
 from tersor.adapters.onnx.network import OnnxNetwork  # noqa: E402
@@ -122,7 +123,7 @@ def test_operator(case):
         expected = session.run(None, feeds)
     except Exception as error:
         assert "NOT_IMPLEMENTED" in str(error), error
-        expected = onnx.reference.ReferenceEvaluator(model).run(None, feeds)
+        expected = ReferenceEvaluator(model).run(None, feeds)
     network = OnnxNetwork(graph.node, {}, {}, list(feeds), outputs, Roles())
     with torch.no_grad():
         found = network(*(torch.from_numpy(np.array(value)) for value in feeds.values()))

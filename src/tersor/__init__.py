@@ -18,6 +18,8 @@ from .errors import TersorError
 from .limits import Limits
 
 if TYPE_CHECKING:
+    from .adapters.formats import OpenedModel, open_model
+    from .adapters.restored import restore_file
     from .config import CodebookConfig, Config, KernelConfig, LayerConfig, TransformConfig
     from .encoder import compress, footprint, restore
     from .gap import rate_limits
@@ -28,11 +30,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["CodebookConfig", "Config", "KernelConfig", "LayerConfig", "Limits", "Packed", "Statistics", "TersorError",
-           "TersorFile", "Trainable", "TransformConfig", "calibrate", "compress", "finetune", "footprint", "load",
-           "rate_limits", "restore"]
+__all__ = ["CodebookConfig", "Config", "KernelConfig", "LayerConfig", "Limits", "OpenedModel", "Packed", "Statistics",
+           "TersorError", "TersorFile", "Trainable", "TransformConfig", "calibrate", "compress", "finetune",
+           "footprint", "load", "open_model", "rate_limits", "restore", "restore_file"]
 
-_LAZY = {"CodebookConfig": "config", "Config": "config", "KernelConfig": "config", "LayerConfig": "config",
+_LAZY = {"OpenedModel": "adapters.formats", "open_model": "adapters.formats", "restore_file": "adapters.restored",
+         "CodebookConfig": "config", "Config": "config", "KernelConfig": "config", "LayerConfig": "config",
          "TransformConfig": "config", "Packed": "packed", "Trainable": "training.trainable",
          "finetune": "training.loop",
          "Statistics": "statistics", "calibrate": "sensitivity", "compress": "encoder", "restore": "encoder",

@@ -156,7 +156,8 @@ class Skeleton:
         if not overwrite:
             for place in places.values():
                 if os.path.lexists(place):
-                    raise FileExistsError(f"{place} exists; allow overwriting, or choose another output name")
+                    why = "" if place == target else " belongs to the model, under this name, and"
+                    raise FileExistsError(f"{place}{why} exists; allow overwriting, or choose another folder")
         for file in self.files[::-1]:  # the first one last: it is complete when it is there
             place = places[file.path]
             os.makedirs(os.path.dirname(place) or ".", exist_ok=True)
