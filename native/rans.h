@@ -84,7 +84,7 @@ struct Lanes {
     uint32_t state[MAX_LANES];
     int count;           // lanes, a power of two
     int next;            // lane of the next symbol
-    bool simd;
+    int simd;            // tersor_simd_level() or less
     const uint8_t *at, *end;  // words not yet read; `end` moves to the tail buffer with `at`
     bool in_tail;
     uint8_t tail[4 * MAX_LANES];
@@ -97,7 +97,13 @@ private:
 
 // out[i] = levels[symbols[i]] * scale, in float32; `used` entries of levels (of 256) can occur.
 void scale_symbols(const float *levels, int used, const uint8_t *symbols, int64_t n, float scale, float *out,
-                   bool simd);
+                   int simd);
+
+#if TERSOR_HAS_AVX2
+// rans_avx512.cpp: for 16 lanes or more; and the same as scale_symbols.
+int64_t sweep_avx512(Lanes &lanes, const Slots &slots, uint8_t *out, int64_t sweeps, const uint8_t *stop);
+void scale_avx512(const float *levels, int used, const uint8_t *symbols, int64_t n, float scale, float *out);
+#endif
 
 }  // namespace tersor::rans
 

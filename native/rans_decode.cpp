@@ -12,7 +12,7 @@ constexpr int64_t MAX_COUNT = int64_t{1} << 40;
 
 class Payload {
 public:
-    Payload(const uint8_t *data, int64_t size, const Matrices &matrices, bool simd)
+    Payload(const uint8_t *data, int64_t size, const Matrices &matrices, int simd)
         : bytes_{data, data + size}, matrices_(matrices), simd_(simd) {}
 
     int64_t decode() {
@@ -34,7 +34,7 @@ public:
 private:
     Bytes bytes_;
     const Matrices &matrices_;
-    bool simd_;
+    int simd_;
     int64_t total_ = 0, all_rows_ = 0;
     int precision_ = 0, classes_ = 0;
     Table tables_[MAX_CLASSES + 1];  // the last one in use models the class map
@@ -167,5 +167,6 @@ TERSOR_API int64_t tersor_rans_decode(const uint8_t *payload, int64_t size, int6
                                       const float *const *levels, const int64_t *reach, int32_t simd) {
     if (size < 0 || count < 0) return TERSOR_BAD_ARGUMENT;
     const Matrices matrices{count, rows, columns, out, scales, levels, reach};
-    return Payload(payload, size, matrices, simd > 0 && tersor_simd_level() > 0).decode();
+    const int level = tersor_simd_level();
+    return Payload(payload, size, matrices, simd < level ? simd : level).decode();
 }

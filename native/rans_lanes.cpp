@@ -1,5 +1,5 @@
-// The inner loops: words and states to symbols, and symbols to floats. Each has a portable reference and an
-// AVX2 twin that gives the same bits.
+// The inner loops: words and states to symbols, and symbols to floats. Each has a portable reference, and
+// twins for AVX2 and (rans_avx512.cpp) AVX-512 that give the same bits.
 #include <cstring>
 
 #include "rans.h"
@@ -170,6 +170,7 @@ static int64_t sweep_simd(Lanes &lanes, const Slots &t, uint8_t *out, int64_t sw
 static int64_t sweep(Lanes &lanes, const Slots &t, uint8_t *out, int64_t sweeps, const uint8_t *stop) {
     const bool packed = t.precision == MIN_PRECISION;
 #if TERSOR_HAS_AVX2
+    if (lanes.simd >= 2 && lanes.count >= 16) return sweep_avx512(lanes, t, out, sweeps, stop);
     if (lanes.simd)
         return packed ? sweep_simd<true>(lanes, t, out, sweeps, stop)
                       : sweep_simd<false>(lanes, t, out, sweeps, stop);
@@ -225,8 +226,9 @@ int64_t Lanes::decode(const Slots &slots, uint8_t *symbols, int64_t n) {
 }
 
 void scale_symbols(const float *levels, int used, const uint8_t *symbols, int64_t n, float scale, float *out,
-                   bool simd) {
+                   int simd) {
 #if TERSOR_HAS_AVX2
+    if (simd >= 2) return scale_avx512(levels, used, symbols, n, scale, out);
     if (simd) return scale_avx2(levels, used, symbols, n, scale, out);
 #endif
     (void)used;

@@ -28,7 +28,7 @@ struct Side {
 // Writes the symbols of one class. classes: class of each row of all matrices, or null when there is one class.
 class Rows {
 public:
-    Rows(const Matrices &matrices, const uint8_t *bypass, const uint8_t *classes, Side &side, bool simd)
+    Rows(const Matrices &matrices, const uint8_t *bypass, const uint8_t *classes, Side &side, int simd)
         : matrices_(matrices), bypass_(bypass), classes_(classes), side_(side), simd_(simd) {}
     void start(int wanted, const Table &table);
     int64_t take(const uint8_t *symbols, int64_t n);  // 0 or an error code
@@ -37,7 +37,7 @@ private:
     const Matrices &matrices_;
     const uint8_t *bypass_, *classes_;
     Side &side_;
-    bool simd_;
+    int simd_;
     const Table *table_ = nullptr;
     int wanted_ = 0;
     int64_t matrix_ = 0, row_ = 0, column_ = 0;

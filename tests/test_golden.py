@@ -14,10 +14,10 @@ from tersor.decoder import load
 FILES = sorted(FOLDER.glob("*.tersor"))
 
 
-@pytest.mark.parametrize("portable", ["1", "0"])
+@pytest.mark.parametrize("simd", ["0", "1", "2"])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_decodes_to_the_same_bytes(path, portable, monkeypatch):
-    monkeypatch.setenv("TERSOR_PORTABLE", portable)
+def test_decodes_to_the_same_bytes(path, simd, monkeypatch):
+    monkeypatch.setenv("TERSOR_SIMD", simd)
     assert describe(path.read_bytes()) == json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
 

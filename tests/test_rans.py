@@ -22,7 +22,7 @@ from tersor.limits import Limits
 
 Matrix = NDArray[np.int32]
 INT32 = np.iinfo(np.int32)
-PATHS = pytest.mark.parametrize("portable", ["1", "0"])
+PATHS = pytest.mark.parametrize("simd", ["0", "1", "2"])  # portable, AVX2, AVX-512 where the CPU has them
 
 
 def laplace(shape: tuple[int, int], scale: float, seed: int = 0) -> Matrix:
@@ -69,9 +69,9 @@ def test_round_trip_equals_reference(matrices: list[Matrix], lanes: int | None, 
 @PATHS
 @pytest.mark.parametrize("lanes", [4, 8, 16, 32, 64])
 @pytest.mark.parametrize("precision", [12, 13, 14])
-def test_paths_are_equal(monkeypatch: pytest.MonkeyPatch, portable: str, lanes: int, precision: int) -> None:
-    """Portable and AVX2 decode the same integers and the same floats, at every width and alignment."""
-    monkeypatch.setenv("TERSOR_PORTABLE", portable)
+def test_paths_are_equal(monkeypatch: pytest.MonkeyPatch, simd: str, lanes: int, precision: int) -> None:
+    """Portable, AVX2 and AVX-512 decode the same integers and the same floats, at every width and alignment."""
+    monkeypatch.setenv("TERSOR_SIMD", simd)
     matrices = [laplace((7, 1037), 0.05), laplace((5, 333), 1.0), laplace((40, 9), 9.0),
                 laplace((3, 4001), 40.0)]
     payload = assert_round_trip(matrices, rans.plan(matrices, lanes=lanes, precision=precision))
@@ -216,9 +216,9 @@ def test_truncated_at_every_byte_or_extended() -> None:
 
 
 @PATHS
-def test_every_bit_flip(monkeypatch: pytest.MonkeyPatch, portable: str) -> None:
+def test_every_bit_flip(monkeypatch: pytest.MonkeyPatch, simd: str) -> None:
     """Either FormatError or some integers; never a crash."""
-    monkeypatch.setenv("TERSOR_PORTABLE", portable)
+    monkeypatch.setenv("TERSOR_SIMD", simd)
     for payload, group in hostile_samples():
         for bit in range(8 * len(payload)):
             flipped = bytearray(payload)

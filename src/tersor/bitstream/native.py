@@ -108,5 +108,11 @@ _cpu = function("tersor_simd_level", [], INT32)
 
 
 def simd_level() -> int:
-    """1 to use AVX2, 0 for the portable reference, which `TERSOR_PORTABLE=1` in the environment forces."""
-    return 0 if os.environ.get("TERSOR_PORTABLE") == "1" else int(_cpu())
+    """2 to use AVX-512, 1 for AVX2, 0 for the portable reference, as far as this CPU can.
+
+    The environment may ask for less: `TERSOR_SIMD=1`, or `TERSOR_PORTABLE=1` for the reference.
+    """
+    if os.environ.get("TERSOR_PORTABLE") == "1":
+        return 0
+    wanted = os.environ.get("TERSOR_SIMD", "")
+    return min(int(_cpu()), int(wanted)) if wanted.isdigit() else int(_cpu())
