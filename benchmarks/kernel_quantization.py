@@ -37,16 +37,16 @@ RATES = {"vgg16_bn_cifar": (1.05,), "resnet18_cifar": (1.62,), "resnet20": (1.6,
          "resnet56": (1.6,)}
 ZOO_NETWORKS = ("vgg16_bn_cifar", "resnet18_cifar")
 TRANSFORMS = TransformConfig(transforms=("identity", "dct1", "klt-taps", "elt"))
-SIDE_BITS = 9.0
+SIDE_BITS = 6.5
 """First guess of what a weight costs that is in no 3x3 convolution."""
-SLACK = 0.06
+SLACK = 0.08
 """How much smaller than asked a file of kernels may be."""
 ROOM = 0.002
 """How much larger than the untuned file a tuned one may be."""
 EFFORT = 5
-STEPS = 400
+STEPS = 600
 BATCH = 64
-RATES_OF = {"values": 1.0, "small": 0.5, "latents": 0.0}
+RATES_OF = {"values": 1.5, "small": 0.5, "latents": 0.0}
 """Learning rates of `Trainable.groups`, multiplied."""
 JPEG_CALIBRATION = 256
 HELD_OUT = 1_024
@@ -188,7 +188,8 @@ def tune(on: Bench, packed: Packed, checkpoint: Path) -> Packed:
     limit = int((1 + ROOM) * packed.size)
     return finetune(packed, on.tested.model, lambda _epoch: views(on.training), steps=STEPS, size=limit,
                     held_out=[(x,) for x in on.judge.split(256)], every=STEPS // 10, optimizer=optimizer,
-                    checkpoint=checkpoint, progress=lambda line: print(" ", line, flush=True))  # fmt: skip
+                    autocast=torch.bfloat16, checkpoint=checkpoint,
+                    progress=lambda line: print(" ", line, flush=True))  # fmt: skip
 
 
 def views(images: Tensor) -> Iterator[Tensor]:
@@ -244,7 +245,13 @@ the one of the lowest KL on held-out training images is taken: there a tuned fil
 
 Written by `python benchmarks/kernel_quantization.py`; seconds are of a busy machine.
 """
-FINDINGS = """FINDINGS"""
+FINDINGS = """Training pays on both networks of the zoo: it takes VGG, at 1.0 bit per convolution weight, below one
+point lost. What pays in it was measured on VGG (400 batches; KL on held-out images 0.0282 before): entries and gains
+0.0250, entries alone 0.0260, and with new indexes after every 100 batches (rate 0.03) 0.0252, after rises up to
+0.0323 in between: gains are trained, indexes stay. Integers move only where gradients agree for some tens of
+batches, so that shorter training does nothing.
+
+Kernels win nowhere at equal bytes: see "Which tool at equal bytes"."""
 
 ABOUT = {
     "resnet20": "ResNet-20, CIFAR-10: 1,017 lossless test images, calibrated on 320 lossless training images.",
@@ -276,7 +283,23 @@ def page(cases: dict[str, Case]) -> str:
                     lines.append(f"| {rate:g} | {way} | {' | '.join(row(point))} |")
                     notes += [f"* {way} at {rate:g}: {note}" for note in point.get("notes", [])]
         lines += ["", *notes, ""]
+    lines += ["## Which tool at equal bytes", "", *comparison(cases)]
     return "\n".join([*lines, "## Shapes of the full networks", "", *shape_lines(cases.get("shapes")), ""])
+
+
+def comparison(cases: dict[str, Case]) -> list[str]:
+    """KL of all tools at the bytes of the file of kernels, the least in bold."""
+    lines = [f"| network, rate | bytes | {' | '.join(WAYS)} |", "|---" * (len(WAYS) + 2) + "|"]
+    for network, rates in RATES.items():
+        for rate in rates:
+            found = [cases.get(f"{network}:{rate:g}:{way}") for way in WAYS]
+            known = [point["kl"] for point in found if point is not None]
+            if len(known) > 1:
+                cells = ["" if point is None else f"**{point['kl']:.4f}**" if point["kl"] == min(known) else
+                         f"{point['kl']:.4f}" for point in found]  # fmt: skip
+                size = next(point["bytes"] for point in found if point is not None)
+                lines.append(f"| {network}, {rate:g} | {size:,} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def row(point: Case) -> list[str]:
