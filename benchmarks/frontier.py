@@ -86,7 +86,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("networks", nargs="*", default=list(NAMES), help=f"of {', '.join(NAMES)}")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--minutes", type=float, default=1e9, help="begin no case after so many minutes")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no second case after so many minutes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", help="folder with cifar10/, imagenet/ and mnist/ (benchmarks/README.md)")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "tersor-frontier",
@@ -99,7 +99,7 @@ def arguments() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace) -> None:
     """Every case that is not in the results yet."""
-    start = time.monotonic()
+    start, measured = time.monotonic(), 0
     for name in options.networks:
         bench = Bench(network(name, common.data_folder(options.data)), options.cache)
         facts = {"parameters": bench.network.parameters, "fp32_bytes": bench.network.file_bytes,
@@ -108,9 +108,11 @@ def measure(options: argparse.Namespace) -> None:
         for part in options.parts:
             known = common.read_json(options.results).get("networks", {}).get(name, {}).get(part, {})
             for label, case in cases(part, bench):
-                if (label in known and not options.fresh) or time.monotonic() - start > 60 * options.minutes:
+                late = measured > 0 and time.monotonic() - start > 60 * options.minutes
+                if late or (label in known and not options.fresh):
                     continue
                 found = case()
+                measured += 1
                 keep(options.results, name, facts, part, label, found)
                 print(name, part, label, line(found), flush=True)
 
