@@ -26,11 +26,13 @@ SHIFT = 8
 """Images are shifted by up to a so-manieth of their extent."""
 
 
-def recover(packed: Packed, model: nn.Module, samples: Tensor | dict[str, Tensor], *, steps: int = STEPS, seed: int = 0,
-            autocast: torch.dtype | None = None, progress: Callable[[str], None] | None = None) -> Packed:
+def recover(packed: Packed, model: nn.Module, samples: Tensor | dict[str, Tensor], *, steps: int = STEPS,
+            latents: float = LATENT_RATE, seed: int = 0, autocast: torch.dtype | None = None,
+            progress: Callable[[str], None] | None = None) -> Packed:
     """Train a packed model to give the answers of `model` to views of calibration samples; never a worse file.
 
     * `samples`: inputs [N, ...], or a dict of them for a model that is called with keywords (`Statistics.samples`).
+    * `latents`: learning rate of integers, in steps; 0: only BatchNorms, biases and codebooks are trained.
     * all else as in `finetune`. The model must return logits.
 
     Returns `packed` itself where there are too few samples.
@@ -52,10 +54,11 @@ def recover(packed: Packed, model: nn.Module, samples: Tensor | dict[str, Tensor
 
     def adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         for group in groups:
-            group["lr"] = {"latents": LATENT_RATE, "small": SMALL_RATE}.get(group["name"], group["lr"])
+            group["lr"] = {"latents": latents, "small": SMALL_RATE}.get(group["name"], group["lr"])
         return torch.optim.Adam(groups)
 
-    return finetune(packed, model, epoch, steps=steps, held_out=held_out, optimizer=adam, lean=LEAN, seed=seed,
+    return finetune(packed, model, epoch, steps=steps, held_out=held_out, optimizer=adam,
+                    lean=LEAN if latents > 0.0 else 0.0, seed=seed,
                     every=max(1, steps // 4), autocast=autocast, progress=progress)
 
 
