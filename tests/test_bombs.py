@@ -13,7 +13,7 @@ from forge import file_of, manifest_of, tiny_file
 
 from tersor.bitstream.container import TensorRecord, to_bytes
 from tersor.decoder import load
-from tersor.errors import LimitError
+from tersor.errors import FormatError, LimitError
 from tersor.limits import WORK_BYTES, Limits
 from tersor.synthesis import batchnorm, codebook, kernels, raw, scalar, transform, vector
 from tersor.synthesis.batchnorm import BatchNormCode
@@ -122,7 +122,7 @@ def test_parts_are_bounded_by_the_bytes_that_are_there():
     for tool, payload in ((1, scalar.encode([code.coefficients], [(2, 1)], FAST, 1)),
                           (5, transform.encode([code], [(2, 1)], FAST, 1))):
         data = to_bytes([TensorRecord("w", "F32", shape, 0)], [(tool, payload)], parameters=1)
-        with pytest.raises(Exception, match="announced"):
+        with pytest.raises(FormatError, match="announced"):
             load(data).read_all()
 
 
@@ -144,3 +144,23 @@ def test_a_manifest_of_a_megabyte_stays_small(tmp_path):
     arguments = [sys.executable, "-c", code, path, 1, MARGIN + 1024 * 2 * count + len(manifest), 1 << 40]
     done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_aliases_count_as_bytes_that_are_written():
+    names = ((0, b"a\0"), *((0, bytes([98 + i]) + b"\0") for i in range(20)))
+    data = tiny_file(names=names, dtypes=(0,) * 21, axes=(1,) * 21, dims=(4, *[0] * 20), homes=(1, *[0] * 20),
+                     targets=(0,) * 20)
+    assert len(load(data, Limits(max_bytes=21 * 12, max_elements=3)).read_all()) == 21
+    with pytest.raises(LimitError, match="max_bytes"):
+        load(data, Limits(max_bytes=21 * 12 - 1))
+
+
+def test_a_source_file_is_not_made_of_one_tensor_many_times():
+    from tersor.adapters.skeleton import FileWithHoles, Hole, Skeleton
+    for uses in (16, 17):
+        data = Skeleton("onnx", [FileWithHoles("", b"", [Hole(0, "w")] * uses)]).to_bytes(["w"])
+        if uses == 16:
+            assert len(Skeleton.from_bytes(data, ["w"]).files[0].holes) == 16
+            continue
+        with pytest.raises(FormatError, match="17 times"):
+            Skeleton.from_bytes(data, ["w"])

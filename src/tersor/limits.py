@@ -20,9 +20,9 @@ class Limits:
     """
 
     max_bytes: int = 64 << 30
-    """Sum over tensors of decoded bytes."""
+    """Sum over tensors, aliases included, of decoded bytes."""
     max_elements: int = 16 << 30
-    """Sum over tensors of elements, where an axis of size 0 counts as 1."""
+    """Sum over tensors, without aliases, of elements, where an axis of size 0 counts as 1."""
     max_tensor_bytes: int = 16 << 30
     """Decoded bytes of one tensor."""
     max_tensors: int = 1 << 18

@@ -16,6 +16,7 @@ import json
 import lzma
 import os
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -31,6 +32,8 @@ from .inventory import Array
 _XZ = b"\xfd7zXZ\0"
 _MOST_WINDOW, _MOST_BYTES = 1 << 26, 1 << 31
 """Of an xz stream: bytes that it may look back, bytes that it may come to."""
+_MOST_USES = 16
+"""Places of one file that one tensor is written to."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,9 @@ class Skeleton:
         paths = [file.path for file in skeleton.files]
         if len(set(paths)) != len(paths):
             _corrupt("two files have one path")
+        uses = Counter(hole.name for file in skeleton.files for hole in file.holes)
+        if max(uses.values(), default=0) > _MOST_USES:  # small files would become as large as one likes
+            _corrupt(f"{uses.most_common(1)[0][0]!r} is to be written {uses.most_common(1)[0][1]:,} times")
         return skeleton
 
     def filled(self, tensors: Mapping[str, Array]) -> dict[str, bytes]:

@@ -109,8 +109,10 @@ def pack(parameters: int, tensors: Sequence[TensorRecord], sections: Sequence[Se
     return b"".join(out)
 
 
-def unpack(data: bytes, first_offset: int, file_size: int, limits: Limits) -> Manifest:
+def unpack(data: bytes, first_offset: int, file_size: int | None, limits: Limits) -> Manifest:
     """Parse and check an inflated manifest whose first section starts at `first_offset` of the file.
+
+    `file_size`: None where it is not known before the file was read to its end.
 
     The versions are left at their defaults. Raises FormatError for anything that `pack` cannot have
     written, LimitError for what `limits` forbids; nothing is allocated that was not checked before.
@@ -217,7 +219,7 @@ def _unpack_shapes(reader: varint.ByteReader, count: int, limits: Limits) -> lis
     return shapes
 
 
-def _unpack_sections(reader: varint.ByteReader, offset: int, file_size: int,
+def _unpack_sections(reader: varint.ByteReader, offset: int, file_size: int | None,
                      limits: Limits) -> tuple[SectionRecord, ...]:
     count = reader.varint()
     limits.check("sections in the manifest", count, "max_sections")
@@ -227,7 +229,7 @@ def _unpack_sections(reader: varint.ByteReader, offset: int, file_size: int,
     for tool, length in zip(tools, lengths, strict=True):
         sections.append(SectionRecord(tool, offset, length, int.from_bytes(reader.take(4), "little")))
         offset += length
-    if offset != file_size:
+    if file_size is not None and offset != file_size:
         state = "truncated" if offset > file_size else "followed by bytes that do not belong to it"
         raise FormatError(f"the sections end at byte {offset:,} but the file ends at byte {file_size:,}: "
                           f"it is {state}")
@@ -280,7 +282,7 @@ def _check_sizes(tensors: Sequence[TensorRecord], limits: Limits) -> None:
         extent = math.prod(max(1, size) for size in record.shape)
         bound = extent * NUMPY[record.dtype].itemsize
         limits.check(f"bytes of tensor {record.name!r} {list(record.shape)}", bound, "max_tensor_bytes")
-        if record.section is not None:
-            total, elements = total + record.nbytes, elements + extent
+        total += record.nbytes  # of aliases too: they take no memory, but room in what is written from them
+        elements += extent if record.section is not None else 0
     limits.check("elements of all tensors", elements, "max_elements")
     limits.check("decoded bytes of all tensors", total, "max_bytes")
