@@ -63,9 +63,9 @@ of the fp32 network as targets, no labels; of the files on the way, none larger 
 divergence on {judges} held-out training images."""
 NOTE = """The first four are what `tersor.compress` does by itself, by its effort. Distillation on the calibration
 samples (`tersor.training.recovery.recover`, 100 batches of 64 views) is not part of it: its gain is small for the time
-that it takes, and on 320 images part of it does not carry over to others. Another sweep over the rows of a layer after its
-encoding, each row searched anew given the errors of all others, was tried as well: it lowers the distortion of a layer
-by 1 to 2% for as much time as the encoding, and was left out."""
+that it takes, and on 320 images part of it does not carry over to others. Another sweep over the rows of a layer after
+its encoding, each row searched anew given the errors of all others, was tried as well: it lowers the distortion of a
+layer by 1 to 2% for as much time as the encoding, and was left out."""
 COLUMNS = "| network | bits/weight | way | bytes | drop of top-1 | KL | CPU seconds |"
 
 
@@ -247,7 +247,7 @@ def ablation(cases: dict[str, Case]) -> list[str]:
     if not cases:
         return []
     lines = ["", "## Recovery without labels, step by step", "",
-             f"KL to the fp32 network on {JUDGES} held-out training images, at the same bytes; in brackets CPU seconds.",
+             f"KL to fp32 on {JUDGES} held-out training images, at the same bytes; in brackets CPU seconds.",
              "",
              "| | " + " | ".join(f"{name}, {bits} bits" for name, bits, _ in (key.split(":") for key in cases)) + " |",
              "|---|" + "---|" * len(cases)]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -79,3 +80,26 @@ def test_resnet32_is_as_accurate_as_the_network_it_came_from() -> None:
     found = right(restored("resnet32.tersor", networks.CifarResNet(32)), images, labels).double()
     change = found - right(given, images, labels).double()
     assert change.mean() >= 0, f"{float(change.mean()):+.2%} on {len(change)} images"
+
+
+ROWS = re.findall(r"^\| `(\w+)\.tersor` \| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+)% \| ([\d.]+)% \|",
+                  (ZOO / "README.md").read_text(), re.MULTILINE)  # fmt: skip
+"""Name, bytes, times smaller, bits/weight, top-1 of fp32 and of the file."""
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+def test_compressed_networks_are_what_the_table_says(row: tuple[str, ...]) -> None:
+    name, size, ratio, bits, before, after = row
+    own = name.removesuffix("_cifar")
+    model = restored(f"{name}.tersor", networks.cifar(own) if own != name else networks.CifarResNet(int(name[6:])))
+    parameters = sum(p.numel() for p in model.parameters())
+    found = (ZOO / f"{name}.tersor").stat().st_size
+    assert found == int(size.replace(",", "")) and abs(float(before) - float(after)) < 1.0
+    assert float(ratio) == pytest.approx(4 * parameters / found, abs=0.06)
+    assert float(bits) == pytest.approx(8 * found / parameters, abs=0.006)
+    if (ZOO / f"{name}.safetensors").exists():
+        reference = networks.load_zoo(name)
+        images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            wanted, got = reference(images), model(images)
+        assert float((got - wanted).square().sum()) < 0.2 * float(wanted.square().sum())
