@@ -19,17 +19,17 @@ SOURCE = Path(tersor.__file__).parent
 
 ROWS: tuple[frozenset[str], ...] = tuple(frozenset(row.split()) for row in (
     "errors", "limits",
-    "bitstream", "synthesis", "decoder",  # bytes -> integers -> weights: all that reading needs
+    "bitstream", "synthesis", "decoder", "streaming",  # bytes -> integers -> weights: all that reading needs
     "adapters anatomy codes config packed parallel",
     "statistics runtime modes sections records", "calibration tools evaluate data",
     "sensitivity allocation choice diagonals onnx", "encoding",
-    "lockstep writer guess journal", "memory published", "encoder", "hub gap training sweep predict report repack",
+    "lockstep writer guess journal", "memory published", "encoder", "difference hub gap training sweep predict report repack",
     "show", "commands", "cli", "__main__",
 ))
 """The rooms of the house (a module or a package of `tersor`). Each imports only from rows before its own, and
 from itself. A new room gets the earliest row that works; some have a place before they are built."""
 
-DECODING = ROWS[0] | ROWS[1] | ROWS[2] | ROWS[3] | ROWS[4]
+DECODING = ROWS[0] | ROWS[1] | ROWS[2] | ROWS[3] | ROWS[4] | ROWS[5]
 LEAN = DECODING | {"anatomy", "config", "packed", "show", "commands", "cli"}
 """Rooms that never import torch by themselves, not even in a function."""
 LEAN_ADAPTERS = {"adapters", "adapters.safetensors", "adapters.inventory", "adapters.skeleton",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import warnings
 from pathlib import Path
@@ -402,3 +403,31 @@ def test_element_types(dtype, tmp_path):
     back = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "b.onnx").graph.initializer}
     with packed.load() as file:
         assert np.array_equal(back["w"], file["w"].T) and back["w"].dtype == np.dtype(kind)
+
+
+def test_comparing_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    x = inputs("residual", 32)
+    model = build("residual")
+    export(nn.Sequential(model, nn.Softmax(-1)).eval(), x, Path("a.onnx"))
+    truth = outputs(model, x).argmax(1)
+    np.savez("x.npz", images=x.numpy(), labels=truth.numpy())
+    assert main(["compress", "a.onnx", "--bits", "12", "--effort", "2"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "a.onnx", "a.tersor", "--data", "x.npz", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["runtime"] == "ONNX Runtime" and report["count"] == 32 and report["top1_reference"] == 1.0
+    assert 0 < report["max_error"] < 1 and report["snr"] > 20  # of logits, though the graph gives probabilities
+    assert 0 <= report["kl"] < 0.01 and report["agreement"] == report["top1"]
+
+
+def test_comparing_other_models(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("my_net.py").write_text("from encoder_models import build\ndef net(): return build('residual')\n")
+    np.save("x.npy", inputs("residual").numpy())
+    assert main(["compress", "my_net:net", "--bits", "12", "--effort", "2", "-o", "a.tersor"]) == 0
+    assert main(["compare", "my_net:net", "a.tersor", "--data", "x.npy"]) == 0
+    assert "on 24 inputs in PyTorch: largest logit error" in capsys.readouterr().err
+    torch.save(build("residual").state_dict(), "a.pt")
+    assert main(["compare", "a.pt", "a.tersor", "--data", "x.npy"]) == 2
+    assert "needs a network that can be run" in capsys.readouterr().err

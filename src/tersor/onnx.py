@@ -52,7 +52,7 @@ def session(file: Readable, *, compressed: bool = False, providers: Sequence[Any
 
 
 @dataclass(frozen=True)
-class OnnxComparison:
+class Difference:
     """`figures`: of the first output as logits, see `tersor.evaluate.Comparison`; `max_error`: largest difference of
     any logit."""
 
@@ -60,8 +60,9 @@ class OnnxComparison:
     max_error: float
 
 
-def difference(original: Any, restored: Any, batches: Iterable[Any], labels: Any = None) -> OnnxComparison:
-    """Run two models in ONNX Runtime on the same inputs and compare their first outputs as logits.
+def difference(original: Any, restored: Any, batches: Iterable[Any], labels: Any = None) -> Difference:
+    """Run two models in ONNX Runtime on the same inputs and compare their first outputs as logits (of probabilities:
+    the logarithms).
 
     `original`, `restored`: an InferenceSession each, or what makes one (the path of an .onnx or a .tersor file).
     `batches`: inputs, NumPy arrays or tensors, for models with one input. `labels`: integers [N], for accuracies.
@@ -73,9 +74,16 @@ def difference(original: Any, restored: Any, batches: Iterable[Any], labels: Any
     for batch in batches:
         for model, outputs in zip((one, other), results, strict=True):
             outputs.append(_run(model, batch))
-    y, z = (torch.from_numpy(np.concatenate(outputs).astype(np.float32)) for outputs in results)
+    y, z = (torch.from_numpy(_logits(np.concatenate(outputs).astype(np.float32))) for outputs in results)
     truth = None if labels is None else torch.as_tensor(np.asarray(labels))
-    return OnnxComparison(compare(y, z, truth), float((y - z).abs().max()))
+    return Difference(compare(y, z, truth), float((y - z).abs().max()))
+
+
+def _logits(outputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Logarithms of what is a distribution in every row; all else as it is."""
+    if outputs.ndim < 2 or outputs.min(initial=0.0) < 0 or not np.allclose(outputs.sum(-1), 1.0, atol=1e-3):
+        return outputs
+    return np.asarray(np.log(np.maximum(outputs, np.finfo(outputs.dtype).tiny)))
 
 
 def _session_of(path: str | os.PathLike[str]) -> Any:
