@@ -111,7 +111,11 @@ inline std::vector<uint8_t> damaged(Input &input, std::vector<uint8_t> code) {
 #include "../../native/tersor.h"
 TERSOR_API int32_t tersor_simd_level(void) {
 #if TERSOR_HAS_AVX2
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt") ? 1 : 0;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("popcnt")) return 0;
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
+               ? 2
+               : 1;
 #else
     return 0;
 #endif
