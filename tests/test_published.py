@@ -239,6 +239,18 @@ def test_tables_fall_and_are_what_the_network_says(measured):
     assert table.distortion[depth] == pytest.approx(float(((y_hat - y) ** 2).sum(1).mean()), rel=1e-6, abs=1e-12)
 
 
+def test_known_tables_are_not_measured_again(measured):
+    model, _, plan, tables = measured
+    known = dict(tables.tables)
+    last = known.pop(tables.layers[-1].name)
+    again = published.measure(plan, model, known=known)
+    assert known.keys() == tables.tables.keys() == again.tables.keys()
+    assert again.tables[tables.layers[0].name] is tables.tables[tables.layers[0].name]
+    assert all(np.array_equal(one.distortion, other.distortion)
+               for one, other in zip(known[tables.layers[-1].name], last, strict=True))
+    assert 0 < again.evaluations < tables.evaluations / 2
+
+
 def test_the_file_holds_the_chosen_integers(measured):
     _, _, plan, tables = measured
     encoding = tables.encoding(tables.price_for(4.0 * sum(table.count for table in tables.every)))
@@ -278,9 +290,9 @@ def test_without_a_network_the_metric_decides(correlated):
     model, x, stats = correlated
     y = zoo.outputs(model, x)
     snr, notes = {}, {}
-    for name, given, measured in (("network", model, stats), ("metric", model.state_dict(), stats),
-                                  ("free", model.state_dict(), None)):
-        packed = compress(given, measured, ("elt",), blocks=20, bits=3.0)
+    for name, source, known in (("network", model, stats), ("metric", model.state_dict(), stats),
+                                ("free", model.state_dict(), None)):
+        packed = compress(source, known, ("elt",), blocks=20, bits=3.0)
         assert 0.98 * 3.0 <= packed.bits_per_weight <= 3.0
         snr[name] = zoo.decibels(y, zoo.outputs(tersor.restore(packed.data, Mixing()), x))
         notes[name] = " ".join(packed.notes)
