@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -14,9 +15,11 @@ from encoder_models import Residual, Words, seeded  # noqa: E402
 from parallel_team import run  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from tersor import parallel  # noqa: E402
+import tersor  # noqa: E402
+from tersor import encoding, parallel, writer  # noqa: E402
 from tersor.calibration.exact import Sum  # noqa: E402
-from tersor.errors import StatisticsError, WorkerError  # noqa: E402
+from tersor.encoding import Encoding  # noqa: E402
+from tersor.errors import StatisticsError, TersorError, WorkerError  # noqa: E402
 from tersor.parallel import ALONE, Team, everybody  # noqa: E402
 from tersor.sensitivity import calibrate  # noqa: E402
 from tersor.statistics import Statistics  # noqa: E402
@@ -136,3 +139,83 @@ def test_the_same_statistics_from_one_two_and_three_processes_and_clear_ends(tmp
     for result in (first, second):
         assert result["again"].startswith("WorkerError") and "start the job again" in result["again"]
         assert result["killed"].startswith("WorkerError") and ": rank 2 died or does not answer" in result["killed"]
+
+
+def encodings() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
+    """Name -> model, statistics, options: with and without the second walk, shared values, several tools."""
+    model = seeded(Residual)
+    stats = calibrate(model, torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0)), team=ALONE)
+    rng = np.random.default_rng(0)
+    plain = {f"l{i}.weight": rng.normal(size=(30, 20 + i)).astype(np.float32) for i in range(6)}
+    layers = {r"l[01]\.weight": tersor.LayerConfig(tool="codebook")}
+    rivals = {"tools": ("scalar", "transform", "kernels"), "transform": tersor.TransformConfig(("dct1",)),
+              "kernels": tersor.KernelConfig(size=4, gains=False)}
+    return {"walk": (model, stats, {"bits": 3.0, "effort": 5, **rivals}),
+            "static": (model, stats, {"bits": 3.0, "effort": 4, **rivals}),
+            "data-free": (plain, None, {"bits": 3.0, "layers": layers})}
+
+
+def encode(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """Encode on two processes; the last time, rank 1 is killed in the second trial."""
+    writer.GROUP = 1000
+    encoding.WAVE = 2000
+    found: dict[str, Any] = {}
+    groups = [dist.new_group() for _ in range(3)]
+    for name, (model, stats, options) in encodings().items():
+        found[name] = tersor.compress(model, stats, team=everybody(), **options).data
+    model, stats, options = encodings()["walk"]
+    for name, bad, number, options_here in (("other options", model, 0, {"bits": 3.0 + rank}),
+                                            ("other weights", seeded(Residual, rank), 1, {"bits": 5.0, "effort": 2})):
+        try:
+            tersor.compress(bad, None, team=Team(rank, size, groups[number], number=201 + number), **options_here)
+        except TersorError as error:
+            found[name] = str(error)
+    parallel.GRACE = 2.0
+    real, calls = Encoding.quantise_layer, []
+
+    def dying(self: Encoding, target: Any) -> None:
+        calls.append(target.name)
+        if rank == 1 and len(calls) == 8:
+            os._exit(9)
+        real(self, target)
+
+    Encoding.quantise_layer = dying  # type: ignore[method-assign]
+    try:
+        tersor.compress(model, stats, team=Team(rank, size, groups[2], number=203), state=folder / "state", **options)
+    except WorkerError as error:
+        found["killed"] = str(error)
+    return found
+
+
+def test_the_same_file_from_one_and_from_two_processes_and_from_a_state(tmp_path: Path,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(writer, "GROUP", 1000)
+    alone = {name: tersor.compress(model, stats, **options).data
+             for name, (model, stats, options) in encodings().items()}
+    first, killed = run(encode, 2, tmp_path, tmp_path)
+    assert isinstance(first, dict) and killed is None, first
+    for name, data in alone.items():
+        assert first[name] == data, name
+    assert first["other options"] == ("rank 1 compresses another model or with other options than rank 0; give all "
+                                      "processes the same")
+    assert "rank 1 has made other bytes than rank 0" in first["other weights"]
+    assert "rank 1 died or does not answer" in first["killed"] and "with state= it goes on" in first["killed"]
+    # One process goes on where two were stopped.
+    quantised: list[str] = []
+    real = Encoding.quantise_layer
+    monkeypatch.setattr(Encoding, "quantise_layer",
+                        lambda self, target: (quantised.append(target.name), real(self, target))[1])
+    model, stats, options = encodings()["walk"]
+    assert tersor.compress(model, stats, state=tmp_path / "state", **options).data == alone["walk"]
+    with_state = len(quantised)
+    quantised.clear()
+    tersor.compress(model, stats, **options)
+    assert with_state <= len(quantised) - 6, "some layers were there"
+
+
+def test_tasks_are_dealt_out_by_cost() -> None:
+    assert parallel.dealt([5, 1, 1, 1, 1, 1], 2) == [0, 1, 1, 1, 1, 1]
+    assert parallel.dealt([1, 4, 2, 3], 2) == [0, 0, 1, 1]
+    assert parallel.dealt([], 3) == [] and parallel.dealt([1], 3) == [0]
+    assert ALONE.share([1, 2], lambda i: i * 10) == [0, 10]

@@ -11,7 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from .config import TRELLIS_EFFORT, Config
+from .parallel import ALONE, Team
 from .tools import kernels, scalar, transform
 from .tools.candidate import Candidate
 from .tools.kernel_choice import Book
@@ -20,6 +23,8 @@ from .tools.target import LayerTarget
 
 FEWEST = 2048
 """Layers with fewer weights are not worth rivals that the user has not asked for."""
+EFFORT = {"scalar": 1.0, "transform": 3.0, "kernels": 12.0}
+"""About how long the tools take, for sharing them out."""
 REUSE = 0.75
 """A decision is kept while log2 lambda is within this of where it was made."""
 
@@ -74,6 +79,7 @@ class Chooser:
     config: Config
     targets: Callable[[], Sequence[LayerTarget]]  # as calibration measured them: all that kernels are a rival for
     frozen: bool = False  # decisions stay as they are, whatever the price
+    team: Team = ALONE  # that shares the rivals of a layer among its processes
     _known: dict[str, Known] = field(default_factory=dict)
     _books: dict[str, Book] = field(default_factory=dict)  # of kernels: where searches for prices nearby begin
     _shared: tuple[float, dict[str, SharedKernels]] | None = None  # price, and the codebook of each layer
@@ -116,8 +122,20 @@ class Chooser:
 
     def _offers(self, target: LayerTarget, price: float,
                 variants: Sequence[Variant]) -> list[tuple[Variant, Candidate]]:
-        return [(variant, candidate) for variant in variants
-                if (candidate := self._propose(target, price, variant)) is not None]
+        def work(i: int) -> tuple[Candidate | None, Book | None]:
+            candidate = self._propose(target, price, variants[i])
+            if candidate is not None and not self.team.is_alone:
+                candidate = replace(candidate, restored=np.zeros((0, 0, 0)))  # whoever needs it makes it of the code
+            return candidate, self._books.get(target.name) if variants[i].tool == "kernels" else None
+
+        # One rival is as quick everywhere as on one process.
+        team = self.team if len(variants) > 1 else ALONE
+        found = team.share([EFFORT[variant.tool] for variant in variants], work)
+        for _, book in found:
+            if book is not None:
+                self._books[target.name] = book
+        return [(variant, candidate) for variant, (candidate, _) in zip(variants, found, strict=True)
+                if candidate is not None]
 
     def _variants(self, target: LayerTarget) -> list[Variant]:
         """What is worth a full trial."""

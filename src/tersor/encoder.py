@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -29,7 +30,7 @@ from .allocation import TOLERANCE, Trial, search, search_accepted
 from .config import TRELLIS_EFFORT, Config, make_config
 from .decoder import load
 from .encoding import Encoding, Plan, begin, static_walk
-from .errors import ConfigError, ModelError, TargetError
+from .errors import ConfigError, ModelError, TargetError, WorkerError
 from .evaluate import Drop, paired_drop
 from .guess import Guess
 from .journal import Journal, LayerJournal, task
@@ -37,7 +38,7 @@ from .limits import Limits
 from .lockstep import Mismatch, Stage, forward, lockstep_walk, prepare, walk_bytes
 from .memory import Footprint, available, footprint_of
 from .packed import Packed
-from .parallel import ALONE
+from .parallel import ALONE, Team
 from .published import Tables, is_wanted, measure
 from .statistics import Statistics
 from .writer import STREAMED, Written, stream_of, write
@@ -57,7 +58,7 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
              evaluate: Callable[[nn.Module], Tensor] | None = None, drop_end: str = "worst",
              config: Config | None = None, sensitivity: Mapping[str, Any] | None = None,
              progress: Callable[[str], None] | None = None, state: str | os.PathLike[str] | None = None,
-             **options: Any) -> Packed:
+             team: Team = ALONE, **options: Any) -> Packed:
     """Compress a model to exactly one of four targets.
 
     * `model`: an nn.Module (never changed), a state dict of tensors or arrays, an `Inventory`, what `open_model`
@@ -78,9 +79,12 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
     * `state`: a folder that keeps what is finished, layer by layer and trial by trial. Called again with the same
       arguments after an interruption, `compress` goes on from there and makes the same file. It is not removed.
 
+    * `team`: `tersor.parallel.everybody()` shares the work among all processes of torch.distributed; all must call with
+      the same arguments, and all get the same file, that of one process. `state` is then kept by rank 0.
+
     Raises `ConfigError` (options), `TargetError` (out of reach; says what is reachable), `StatisticsError`
     (measured on another model), `ModelError` (a tensor that cannot be read), `StateError` (a state of other arguments,
-    or damaged).
+    or damaged), `WorkerError` (another process has died, failed, or made other bytes).
     """
     settings = make_config(config, options)
     if stats is not None and not isinstance(stats, Statistics):
@@ -107,17 +111,31 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
     plan = Plan(inventory, stats, settings, _diagonals(sensitivity, inventory))
     network = model if isinstance(model, nn.Module) else None
     job = PublishedJob(plan, network, progress) if is_wanted(settings) else Job(plan, network)
+    job.team = team
+    with team.guarded():
+        return _run(job, kind, float(wanted), evaluate, drop_end, progress, state)
+
+
+def _run(job: Job, kind: str, wanted: float, evaluate: Callable[[nn.Module], Tensor] | None, drop_end: str,
+         progress: Callable[[str], None] | None, state: str | os.PathLike[str] | None) -> Packed:
+    """`compress`, once the arguments are known to be right."""
+    inventory, stats, settings = job.plan.inventory, job.plan.statistics, job.plan.config
+    own = [kind, wanted, repr(settings), inventory.names, stats is None, state is None]
+    for rank, other in enumerate(job.team.gather(own)):
+        if other != own:
+            raise ConfigError(f"rank {rank} compresses another model or with other options than rank {job.team.rank}; "
+                              f"give all processes the same")
     if state is not None:
-        about = task(inventory, stats, settings, (kind, float(wanted)), plan.diagonals, __version__)
-        job.journal = Journal.open(state, about, ALONE)
-    expected = {"bits": inventory.parameters / 8.0, "size": 1.0}.get(kind, 0.0) * float(wanted)
+        about = task(inventory, stats, settings, (kind, wanted), job.plan.diagonals, __version__)
+        job.journal = Journal.open(state, about, job.team)
+    expected = {"bits": inventory.parameters / 8.0, "size": 1.0}.get(kind, 0.0) * wanted
     job.tell_memory(expected, progress)
     if evaluate is not None and kind == "max_drop":
-        packed = job.to_drop(float(wanted), evaluate, drop_end, progress)
+        packed = job.to_drop(wanted, evaluate, drop_end, progress)
     elif kind == "snr":
-        packed = job.to_snr(float(wanted), progress)
+        packed = job.to_snr(wanted, progress)
     else:
-        target = float(wanted) if kind == "size" else wanted * inventory.parameters / 8.0
+        target = wanted if kind == "size" else wanted * inventory.parameters / 8.0
         packed = job.to_size(target - (Packed.DIGEST_BYTES if settings.digest else 0), progress)
     return packed.with_digest() if settings.digest else packed
 
@@ -171,6 +189,7 @@ class Job:
         self.stage: Stage | None = None
         self.trials: dict[tuple[bytes, ...], _Trial] = {}
         self._guess: Guess | None = None
+        self.team = ALONE
         self.journal: Journal | None = None
         self.number = 0  # of the next trial
         stats = plan.statistics
@@ -319,7 +338,9 @@ class Job:
         same = tuple(code.values.tobytes() for code in encoding.codebooks.values())
         if same and same in self.trials:
             return self.trials[same]  # k-means: there are only so many numbers of centres
+        chooser = self.plan.chooser
         if self.corrected and self.model is not None and self.stage is not None:
+            chooser.team = self.team
             try:
                 y_hat = lockstep_walk(encoding, self.model, self.stage)
                 done = True
@@ -332,14 +353,24 @@ class Job:
                     layers.fall_back(self.plan.chooser, self.notes[-1])
                 encoding.journal = layers
         if not done:
-            static_walk(encoding, stream_of(encoding))
-        written = write(encoding)
+            chooser.team = ALONE  # each process is at another layer
+            static_walk(encoding, stream_of(encoding) if self.team.is_alone else None, self.team)
+        written = write(encoding, self.team)
+        self._check_equal(written)
         if snr is None and measure:
             snr = self._measure(written)
         trial = _trial(encoding, written, snr)
         if same:
             self.trials[same] = trial
         return trial
+
+    def _check_equal(self, written: Written) -> None:
+        """Raise `WorkerError` unless all processes have made the same file."""
+        found = self.team.gather(hashlib.sha256(written.data).hexdigest())
+        different = [rank for rank, digest in enumerate(found) if digest != found[0]]
+        if different:
+            raise WorkerError(f"rank {different[0]} has made other bytes than rank 0: all must have the same kind of "
+                              f"processor, the same versions and the same number of threads (torch.set_num_threads)")
 
     def _begin(self, x: float) -> Encoding:
         """An encoding at a point of the search: log2 lambda, or minus the entropy in bits/weight of shared values,

@@ -12,16 +12,18 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .errors import WorkerError
+
+T = TypeVar("T")
 
 TIMEOUT = 1800.0
 """Seconds that processes wait for one another, unless the environment's TERSOR_TIMEOUT says otherwise."""
@@ -82,6 +84,14 @@ class Team:
         self._finish(lambda: dist.all_reduce(local, group=self._group, async_op=True))
         if local.data_ptr() != tensor.data_ptr():
             tensor.copy_(local)
+
+    def share(self, costs: Sequence[float], work: Callable[[int], T]) -> list[T]:
+        """work(i) for every task i, each on one process; the results of all, in order, on every process."""
+        if self.is_alone:
+            return [work(i) for i in range(len(costs))]
+        mine = [i for i, rank in enumerate(dealt(costs, self.size)) if rank == self.rank]
+        found = self.gather([(i, work(i)) for i in mine])
+        return [result for _, result in sorted((pair for part in found for pair in part), key=lambda pair: pair[0])]
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -165,6 +175,19 @@ class Team:
         named = "rank " + str(missing[0]) if len(missing) == 1 else "ranks " + ", ".join(map(str, missing))
         reason = f" ({_line(what)})" if what else ""
         return (f"{named} died or does not answer{reason}; if it was only slow, raise TERSOR_TIMEOUT (seconds)")
+
+
+def dealt(costs: Sequence[float], size: int) -> list[int]:
+    """The process of each task: the dearest first, each to whoever has least to do.
+
+    >>> dealt([3, 1, 1, 1], 2)
+    [0, 1, 1, 1]
+    """
+    ranks, load = [0] * len(costs), [0.0] * size
+    for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        ranks[i] = min(range(size), key=lambda rank: (load[rank], rank))
+        load[ranks[i]] += costs[i]
+    return ranks
 
 
 _CALL = "roll call"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from .bitstream.manifest import TensorRecord
 from .decoder import OWN_KEYS, SOURCE, TIED
 from .encoding import Encoding
 from .errors import ModelError
+from .parallel import ALONE, Team
 from .synthesis import batchnorm, codebook, kernels, raw, scalar, transform, vector
 from .synthesis.scalar import FAST, SMALL, ScalarCode
 from .synthesis.transform import FIXED, BlockCode, TransformCode
@@ -42,8 +44,9 @@ class Written:
     weight_bytes: int
 
 
-def write(encoding: Encoding) -> Written:
-    """The whole file of an encoding that is complete."""
+def write(encoding: Encoding, team: Team = ALONE) -> Written:
+    """The whole file of an encoding that is complete. team: processes that share its sections among them, each of which
+    has the whole encoding, and gets the whole file."""
     plan = encoding.plan
     inventory = plan.inventory
     mode = FAST if plan.config.mode == "fast" else SMALL
@@ -67,31 +70,34 @@ def write(encoding: Encoding) -> Written:
     for names, (payload, streams) in encoding.sections.items():
         weight_bytes += streams
         add(SCALAR, names, payload)
-    for group in _groups(inventory, {name: code.q.size for name, code in scalars.items()}):
-        payload, streams = _scalar_section(encoding, group, scalars)
-        weight_bytes += streams
-        add(SCALAR, group, payload)
-    for group in _groups(inventory, {name: code.coefficients.q.size for name, code in transforms.items()}):
+    def shapes(names: Sequence[str]) -> list[tuple[int, ...]]:
+        return [inventory.tensors[name].shape for name in names]
+
+    def of_transforms(group: list[str]) -> tuple[bytes, int]:
         members = [transforms[name] for name in group]
         fixed = any(isinstance(code.coefficients, BlockCode) for code in members)
-        shapes = [inventory.tensors[name].shape for name in group]
         cuts = 0 if fixed else _rows_per_part([code.coefficients.q for code in members])
-        payload, streams = transform.encode_counted(members, shapes, FIXED if fixed else mode, cuts)
-        weight_bytes += streams
-        add(TRANSFORM, group, payload)
-    for group in _groups(inventory, {name: code.index.size for name, code in encoding.kernels.items()}):
-        kernel_codes = [encoding.kernels[name] for name in group]
-        shapes = [inventory.tensors[name].shape for name in group]
+        return transform.encode_counted(members, shapes(group), FIXED if fixed else mode, cuts)
+
+    def of_kernels(group: list[str]) -> tuple[bytes, int]:
         options = plan.config.kernels
-        payload, streams = kernels.encode_counted(kernel_codes, shapes, file_coder(options, plan.config.mode),
-                                                  options.value_bits)
+        return kernels.encode_counted([encoding.kernels[name] for name in group], shapes(group),
+                                      file_coder(options, plan.config.mode), options.value_bits)
+
+    tasks: list[tuple[int, Sequence[str], Callable[[], tuple[bytes, int]]]] = []
+    for group in _groups(inventory, {name: code.q.size for name, code in scalars.items()}):
+        tasks.append((SCALAR, group, partial(_scalar_section, encoding, group, scalars)))
+    for group in _groups(inventory, {name: code.coefficients.q.size for name, code in transforms.items()}):
+        tasks.append((TRANSFORM, group, partial(of_transforms, group)))
+    for group in _groups(inventory, {name: code.index.size for name, code in encoding.kernels.items()}):
+        tasks.append((KERNELS, group, partial(of_kernels, group)))
+    for shared, code in encoding.codebooks.items():
+        tasks.append((CODEBOOK, shared, partial(codebook.encode, code, shapes(shared), plan.config.codebook.coder)))
+    costs = [float(sum(inventory.tensors[name].size for name in names)) for _, names, _ in tasks]
+    coded = team.share(costs, lambda i: tasks[i][2]())
+    for (tool, members, _), (payload, streams) in zip(tasks, coded, strict=True):
         weight_bytes += streams
-        add(KERNELS, group, payload)
-    for names, code in encoding.codebooks.items():
-        shapes = [inventory.tensors[name].shape for name in names]
-        payload, streams = codebook.encode(code, shapes, plan.config.codebook.coder)
-        weight_bytes += streams
-        add(CODEBOOK, names, payload)
+        add(tool, members, payload)
     if plan.batchnorms:
         # The payload takes the four tensors of each BatchNorm in manifest order; Plan has seen to that.
         ordered = sorted(plan.batchnorms.values(), key=lambda bn: position[bn.weight])
