@@ -1,9 +1,10 @@
 """Seconds to encode without feedback, and from file to float32 arrays: `python benchmarks/throughput.py`.
 
 The network is a ResNet-18 of 11.7 million parameters with made-up weights: per layer Gaussian or
-Laplacian, with channels of different spread. Speeds of different codecs are measured in the same run,
-interleaved and best of several, so that their *ratios* hold on a busy machine too. Writes
-benchmarks/results/throughput.json.
+Laplacian, with channels of different spread. All is scalar quantization of the same step rule. Speeds of different
+codecs are measured in the same run, taking turns and best of several, in seconds of CPU time and of the clock; on a
+busy machine only the former, and their *ratios*, mean something. The ceiling is a copy of as many floats into new
+memory. Writes benchmarks/results/throughput.json.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from rich.table import Table
 
 import tersor
 
+CEILING = "copy of float32"
 NNCODEC = {"qp": -30, "use_dq": True, "nonweight_qp": -75, "opt_qp": False}  # 3.2 bits/weight
 
 
@@ -49,15 +51,27 @@ def made_up(seed: int = 0) -> ResNet18:
     return model
 
 
-def best_of(rounds: int, tasks: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Seconds of the fastest of `rounds` runs of each task; the tasks take turns."""
-    seconds = dict.fromkeys(tasks, math.inf)
+class Clock:
+    """Seconds of the process' CPU time and of the clock since it was made."""
+
+    def __init__(self) -> None:
+        self._cpu, self._wall = time.process_time(), time.perf_counter()
+
+    def read(self) -> dict[str, float]:
+        return {"cpu_seconds": time.process_time() - self._cpu, "seconds": time.perf_counter() - self._wall}
+
+
+def best_of(rounds: int, tasks: dict[str, Callable[[], object]]) -> dict[str, dict[str, float]]:
+    """Both times of the fastest of `rounds` runs of each task, each for itself; the tasks take turns."""
+    best: dict[str, dict[str, float]] = {}
     for _ in range(rounds):
         for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            seconds[name] = min(seconds[name], time.perf_counter() - start)
-    return seconds
+            clock = Clock()
+            kept = task()  # let go of after the clock was read
+            times = clock.read()
+            del kept
+            best[name] = {key: min(value, best.get(name, times)[key]) for key, value in times.items()}
+    return best
 
 
 def constriction_file(tensors: Arrays, step: float) -> tuple[int, Callable[[], Arrays]]:
@@ -90,7 +104,32 @@ def constriction_file(tensors: Arrays, step: float) -> tuple[int, Callable[[], A
 def decode_file(path: Path, threads: int) -> Arrays:
     """Every tensor of a .tersor file as an array in memory."""
     with tersor.load(path, threads=threads) as file:
-        return {name: np.asarray(array) for name, array in file.items()}
+        return {name: np.asarray(array) for name, array in file.read_all().items()}
+
+
+def decode_into(path: Path, out: Arrays) -> None:
+    """The same, into memory that is there already."""
+    with tersor.load(path, threads=1) as file:
+        file.read_into(out)
+
+
+def decode_stream(path: Path) -> Arrays:
+    """The same, from front to back without seeking."""
+    with open(path, "rb") as file:
+        return dict(tersor.stream(file, threads=1))
+
+
+def with_simd(level: int, task: Callable[[], object]) -> Callable[[], object]:
+    """`task` with at most these instructions: 0 portable, 1 AVX2."""
+
+    def run() -> object:
+        os.environ["TERSOR_SIMD"] = str(level)
+        try:
+            return task()
+        finally:
+            del os.environ["TERSOR_SIMD"]
+
+    return run
 
 
 def main() -> None:
@@ -111,6 +150,7 @@ def main() -> None:
         rows += decode_rows(tensors, Path(folder), options.rounds)
     for row in rows:
         row["million_weights_per_second"] = round(weights / row["seconds"] / 1e6, 2)
+        row["million_weights_per_cpu_second"] = round(weights / row["cpu_seconds"] / 1e6, 2)
         row["bits"] = round(8 * row["bytes"] / weights, 3)
     write_json(options.output, {"environment": environment(), "parameters": weights, "rows": rows})
     Console(width=None if Console().is_terminal else 120).print(table(rows, weights))
@@ -120,8 +160,8 @@ def encode_rows(model: ResNet18, folder: Path, bits: float) -> list[dict[str, An
     """Encode without statistics (hence without feedback) in both modes, leaving the files in `folder`."""
     rows = []
     for mode in ("fast", "small"):
-        start = time.perf_counter()
-        packed = tersor.compress(model, None, bits=bits, mode=mode)
+        clock = Clock()
+        packed = tersor.compress(model, None, bits=bits, mode=mode, tools=("scalar",), effort=3)
         packed.save(folder / f"{mode}.tersor")
         rows.append(
             {
@@ -129,7 +169,7 @@ def encode_rows(model: ResNet18, folder: Path, bits: float) -> list[dict[str, An
                 "codec": f"tersor {mode}",
                 "threads": 1,
                 "bytes": (folder / f"{mode}.tersor").stat().st_size,
-                "seconds": time.perf_counter() - start,
+                **clock.read(),
             }
         )
     return rows
@@ -137,7 +177,7 @@ def encode_rows(model: ResNet18, folder: Path, bits: float) -> list[dict[str, An
 
 def decode_rows(tensors: Arrays, folder: Path, rounds: int) -> list[dict[str, Any]]:
     """Decode tersor's files and those of the peers, all in turns; NNCodec once, it takes seconds."""
-    start = time.perf_counter()
+    clock = Clock()
     int8 = peers.int8_zstd(tensors)
     rows = [
         {
@@ -145,12 +185,15 @@ def decode_rows(tensors: Arrays, folder: Path, rounds: int) -> list[dict[str, An
             "codec": int8.peer,
             "threads": 1,
             "bytes": int8.size,
-            "seconds": time.perf_counter() - start,
+            **clock.read(),
         }
     ]
     words, decode_words = constriction_file(tensors, 0.45)
-    sizes = {int8.peer: (1, int8.size), "constriction ANS, categorical per layer": (1, words)}
+    whole = {name: array for name, array in tensors.items() if array.ndim > 1}
+    raw = sum(array.nbytes for array in whole.values())
+    sizes = {CEILING: (1, raw), int8.peer: (1, int8.size), "constriction ANS, categorical per layer": (1, words)}
     tasks: dict[str, Callable[[], object]] = {
+        CEILING: lambda: {name: array.copy() for name, array in whole.items()},
         int8.peer: lambda: peers.decode(int8.blob),
         "constriction ANS, categorical per layer": decode_words,
     }
@@ -160,18 +203,28 @@ def decode_rows(tensors: Arrays, folder: Path, rounds: int) -> list[dict[str, An
             label = f"tersor {mode}, {threads} thread{'s' * (threads > 1)}"
             sizes[label] = threads, path.stat().st_size
             tasks[label] = lambda path=path, threads=threads: decode_file(path, threads)  # type: ignore[misc]
+    path = folder / "fast.tersor"
+    out = {name: np.array(array) for name, array in decode_file(path, 1).items()}
+    more: dict[str, Callable[[], object]] = {
+        "tersor fast, into given memory": lambda: decode_into(path, out),
+        "tersor fast, as a stream": lambda: decode_stream(path),
+        "tersor fast, AVX2 at most": with_simd(1, lambda: decode_file(path, 1)),
+        "tersor fast, portable": with_simd(0, lambda: decode_file(path, 1)),
+    }
+    sizes |= dict.fromkeys(more, (1, path.stat().st_size))
+    tasks |= more
     if nncodec_peer.version() is not None:
-        start = time.perf_counter()
+        clock = Clock()
         stream = nncodec_peer.encode(tensors, NNCODEC)
-        middle = time.perf_counter()
+        encoding, clock = clock.read(), Clock()
         nncodec_peer.decode(stream, NNCODEC)
         rows += [
-            {"what": what, "codec": "NNCodec", "threads": 1, "bytes": len(stream), "seconds": seconds}
-            for what, seconds in (("encode", middle - start), ("decode", time.perf_counter() - middle))
+            {"what": what, "codec": "NNCodec", "threads": 1, "bytes": len(stream), **times}
+            for what, times in (("encode", encoding), ("decode", clock.read()))
         ]
-    for label, seconds in best_of(rounds, tasks).items():
+    for label, times in best_of(rounds, tasks).items():
         threads, size = sizes[label]
-        rows.append({"what": "decode", "codec": label, "threads": threads, "bytes": size, "seconds": seconds})
+        rows.append({"what": "decode", "codec": label, "threads": threads, "bytes": size, **times})
     return rows
 
 
@@ -181,24 +234,23 @@ def table(rows: list[dict[str, Any]], weights: int) -> Table:
         "",
         "codec",
         "bits/weight",
-        "seconds",
-        "Mweights/s",
-        "per thread",
+        "CPU s",
+        "clock s",
+        "Mweights/CPU s",
         "x constriction",
         title=f"{weights:,} parameters",
     )
-    decode = {row["codec"]: row["seconds"] for row in rows if row["what"] == "decode"}
+    decode = {row["codec"]: row["cpu_seconds"] for row in rows if row["what"] == "decode"}
     slow = decode["constriction ANS, categorical per layer"]
     for row in rows:
-        speed = row["million_weights_per_second"]
         found.add_row(
             row["what"],
             row["codec"],
             f"{row['bits']:.2f}",
+            f"{row['cpu_seconds']:.3f}",
             f"{row['seconds']:.3f}",
-            f"{speed:,.1f}",
-            f"{speed / row['threads']:,.1f}",
-            f"{slow / row['seconds']:.1f}" if row["what"] == "decode" else "",
+            f"{row['million_weights_per_cpu_second']:,.1f}",
+            f"{slow / row['cpu_seconds']:.1f}" if row["what"] == "decode" else "",
         )
     if nncodec_peer.version() is None:
         found.add_row("", "NNCodec", nncodec_peer.NOT_INSTALLED)

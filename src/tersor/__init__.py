@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .decoder import TersorFile, load
 from .errors import TersorError
 from .limits import Limits
+from .streaming import stream
 
 if TYPE_CHECKING:
     from .adapters.formats import OpenedModel, open_model
@@ -32,7 +33,7 @@ __version__ = "0.1.0"
 
 __all__ = ["CodebookConfig", "Config", "KernelConfig", "LayerConfig", "Limits", "OpenedModel", "Packed", "Statistics",
            "TersorError", "TersorFile", "Trainable", "TransformConfig", "calibrate", "compress", "finetune",
-           "footprint", "load", "open_model", "rate_limits", "restore", "restore_file"]
+           "footprint", "load", "open_model", "rate_limits", "restore", "restore_file", "stream"]
 
 _LAZY = {"OpenedModel": "adapters.formats", "open_model": "adapters.formats", "restore_file": "adapters.restored",
          "CodebookConfig": "config", "Config": "config", "KernelConfig": "config", "LayerConfig": "config",

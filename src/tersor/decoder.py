@@ -16,18 +16,20 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .bitstream import digest as digest_module
+from .bitstream.buffers import as_array
 from .bitstream.container import open_source, read_manifest, read_section
 from .bitstream.dtypes import NUMPY
 from .bitstream.manifest import Manifest, TensorRecord
 from .bitstream.source import Readable, Source
 from .errors import ChecksumError, FormatError, UnsupportedError
 from .limits import DEFAULT_LIMITS, Limits
+from .synthesis import scalar
 
 Array: TypeAlias = npt.NDArray[np.generic]
 Decode: TypeAlias = Callable[[bytes, Sequence[TensorRecord], Limits, int], list[Array]]
@@ -35,6 +37,9 @@ Decode: TypeAlias = Callable[[bytes, Sequence[TensorRecord], Limits, int], list[
 _TOOLS: dict[int, str] = {0: "raw", 1: "scalar", 2: "batchnorm", 3: "vector", 4: "codebook",
                           5: "transform", 6: "kernels"}
 """Tool id -> module in `tersor.synthesis` with `decode(payload, records, limits, threads)`."""
+
+_SCALAR = 1
+"""The tool that can decode into given memory."""
 
 TIED = "tersor.tied"
 """Metadata key; "1" where aliases are one tensor in the model too, and not only equal by their values."""
@@ -81,7 +86,7 @@ class TersorFile(Mapping[str, Array]):
             raise ValueError(f"threads={threads}: give 1 or more, or None for all cores")
         self._source = source
         self._limits = limits or DEFAULT_LIMITS
-        self._threads = threads or _cores()
+        self._threads = threads or cores()
         self.manifest: Manifest = read_manifest(source, self._limits)
         """What the file says of itself; reading it decodes nothing."""
         self._index = {record.name: i for i, record in enumerate(self.manifest.tensors)}
@@ -178,6 +183,43 @@ class TersorFile(Mapping[str, Array]):
                     pass
         return dict(self)
 
+    def read_into(self, buffers: Mapping[str, Any]) -> None:
+        """Decode tensors into memory that the caller owns; keeps nothing.
+
+        buffers: name -> C-contiguous NumPy array or CPU torch tensor of the file's element type and shape. Float32
+        weights of tool scalar are decoded right there, all else is copied. A section is decoded once, so give all
+        names at once. Raises KeyError for an unknown name, ValueError or TypeError for a buffer that does not fit,
+        before anything is written; after a FormatError the content of the buffers means nothing.
+        """
+        tensors = self.manifest.tensors
+        wanted: dict[int, list[tuple[int, Array]]] = {}
+        for name, buffer in buffers.items():
+            record = tensors[self._index[name]]
+            index = self._index[name] if record.alias_of is None else record.alias_of
+            section = tensors[index].section
+            assert section is not None
+            target = as_array(name, buffer, record.dtype, record.shape)
+            wanted.setdefault(section, []).append((self._places[index], target))
+        several = 1 < self._threads <= len(wanted) // 2
+
+        def fill(section: int) -> None:
+            targets, kept = wanted[section], self._sections.get(section)
+            first = dict(reversed(targets))
+            if kept is None:
+                places = range(len(self.manifest.members[section]))
+                kept = self._decode(section, 1 if several else self._threads, [first.get(place) for place in places])
+            for place, target in targets:
+                if target is not kept[place]:
+                    np.copyto(target, kept[place])
+
+        order = sorted(wanted, key=lambda i: -self.manifest.sections[i].length)
+        if several:
+            with ThreadPoolExecutor(self._threads) as pool:
+                list(pool.map(fill, order))
+        else:
+            for section in order:
+                fill(section)
+
     def forget(self) -> None:
         """Let go of the decoded arrays; they are decoded again when asked for."""
         self._sections.clear()
@@ -234,22 +276,40 @@ class TersorFile(Mapping[str, Array]):
                 arrays = self._sections[section] = self._decode(section, threads or self._threads)
             return arrays
 
-    def _decode(self, section: int, threads: int) -> list[Array]:
-        """Decode a section and hold the tool to its contract."""
-        tool = self.manifest.sections[section].tool
-        decode = decoder_of(tool)
-        records = self.manifest.records_of(section)
-        arrays = decode(self.payload(section), records, self._limits, threads)
-        for record, array in zip(records, arrays, strict=True):
-            if array.shape != record.shape or array.dtype != NUMPY[record.dtype]:
-                raise FormatError(f"tensor {record.name!r}: the {tool_name(tool)} tool restored "
-                                  f"{array.dtype} {array.shape} for {record.dtype} {record.shape}")
+    def _decode(self, section: int, threads: int, into: Sequence[Array | None] | None = None) -> list[Array]:
+        return decode_section(self.manifest, section, self.payload(section), self._limits, threads, into)
+
+
+def decode_section(manifest: Manifest, section: int, payload: bytes, limits: Limits, threads: int,
+                   into: Sequence[Array | None] | None = None) -> list[Array]:
+    """The tensors of a section, read-only; the coding tool is held to its contract.
+
+    into: for each tensor an array of its type and shape that receives it (and is in the result as it is), or None.
+    """
+    tool = manifest.sections[section].tool
+    decode = decoder_of(tool)
+    records = manifest.records_of(section)
+    targets = into or [None] * len(records)
+    if tool == _SCALAR and into is not None:
+        arrays = scalar.decode(payload, records, limits, threads, targets)
+    else:
+        arrays = decode(payload, records, limits, threads)
+    out = []
+    for record, array, target in zip(records, arrays, targets, strict=True):
+        if array.shape != record.shape or array.dtype != NUMPY[record.dtype]:
+            raise FormatError(f"tensor {record.name!r}: the {tool_name(tool)} tool restored "
+                              f"{array.dtype} {array.shape} for {record.dtype} {record.shape}")
+        if target is None:
             array.flags.writeable = False
-        return arrays
+        elif array.ctypes.data != target.ctypes.data:
+            np.copyto(target, array)
+        out.append(array if target is None else target)
+    return out
 
 
 def load(file: Readable, limits: Limits | None = None, threads: int | None = None) -> TersorFile:
-    """Open a .tersor file: a path, bytes, or a seekable binary file. Decodes nothing yet.
+    """Open a .tersor file: a path, bytes, an mmap, or a seekable binary file (`tersor.stream` reads others). Decodes
+    nothing yet.
 
     limits: what the file may ask for; `tersor.limits.DEFAULT_LIMITS` if None.
     threads: for decoding; None for all cores.
@@ -263,7 +323,7 @@ def load(file: Readable, limits: Limits | None = None, threads: int | None = Non
         raise
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

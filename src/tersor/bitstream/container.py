@@ -23,7 +23,7 @@ from .atomic import atomic_write
 from .deflate import deflate, inflate
 from .dictionary import DICTIONARY
 from .manifest import Manifest, SectionRecord, TensorRecord
-from .source import PathLike, Source, open_source
+from .source import UNKNOWN_SIZE, PathLike, Source, open_source
 
 __all__ = ["Manifest", "SectionRecord", "Source", "TensorRecord", "front", "open_source", "read_manifest",
            "read_section", "to_bytes", "write"]
@@ -115,6 +115,9 @@ def read_manifest(source: Source, limits: Limits = DEFAULT_LIMITS) -> Manifest:
         raise FormatError(f"{source.label}: the manifest has {stored_length:,} bytes, which is more than "
                           f"there are: the file is truncated")
     limits.check("bytes of the inflated manifest", inflated_length, "max_manifest_bytes")
+    known = source.size != UNKNOWN_SIZE
+    if not known:
+        limits.check("bytes of the stored manifest", stored_length, "max_manifest_bytes")
     stored = source.read_at(HEADER_BYTES, stored_length)
     if zlib.crc32(stored, zlib.crc32(start[: _HEADER.size])) != _CRC.unpack_from(start, _HEADER.size)[0]:
         raise ChecksumError(f"{source.label}: the checksum of header and manifest does not match; the file "
@@ -124,7 +127,7 @@ def read_manifest(source: Source, limits: Limits = DEFAULT_LIMITS) -> Manifest:
                                f"this tersor reads version {TOOLS_VERSION} without flags; install a newer")
     try:
         inflated = inflate(stored, inflated_length, "the manifest", DICTIONARY)
-        found = manifest_module.unpack(inflated, HEADER_BYTES + stored_length, source.size, limits)
+        found = manifest_module.unpack(inflated, HEADER_BYTES + stored_length, source.size if known else None, limits)
     except (UnsupportedError, LimitError):
         raise
     except FormatError as error:

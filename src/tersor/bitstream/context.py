@@ -93,7 +93,7 @@ def encode(matrices: Sequence[npt.NDArray[np.int32]], shapes: Sequence[Shape]) -
         capacity *= 4
 
 
-def decode(payload: bytes, shapes: Sequence[Shape]) -> list[npt.NDArray[np.int32]]:
+def decode(payload: bytes | memoryview, shapes: Sequence[Shape]) -> list[npt.NDArray[np.int32]]:
     """The matrices of a payload. Raises FormatError where no encoder wrote such bits.
 
     The caller has checked the sizes of `shapes` against its limits: 4 bytes per weight are allocated,
@@ -104,7 +104,8 @@ def decode(payload: bytes, shapes: Sequence[Shape]) -> list[npt.NDArray[np.int32
         raise FormatError(f"{len(payload)} bytes cannot hold {count:,} weights: the file is corrupt")
     flat = np.empty(count, dtype=np.int32)
     table = _table(shapes)
-    consumed = native.check(int(_decode(payload, len(payload), len(table), table, flat)), "decoding weights")
+    result = int(_decode(native.bytes_of(payload), len(payload), len(table), table, flat))
+    consumed = native.check(result, "decoding weights")
     if len(payload) > max(consumed, 8):
         raise FormatError(f"{len(payload) - consumed} bytes left after the last weight: the file is corrupt")
     ends = np.cumsum([shape.count for shape in shapes])

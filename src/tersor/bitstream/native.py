@@ -50,6 +50,13 @@ def array(dtype: DTypeLike, writable: bool = False) -> Any:
     return np.ctypeslib.ndpointer(dtype=dtype, flags=("C", "W") if writable else "C")
 
 
+def bytes_of(data: bytes | memoryview) -> Any:
+    """`data` for a BYTES argument, without a copy of what is a view of other bytes; the caller keeps it alive."""
+    if isinstance(data, bytes) or not len(data) or library() is None:
+        return bytes(data)
+    return ctypes.c_char_p(np.frombuffer(data, np.uint8).ctypes.data)
+
+
 def pointer(array: np.ndarray[Any, Any] | None) -> int | None:
     """The address of a C-contiguous array for a POINTER argument, or None; the caller keeps it alive."""
     if array is None:

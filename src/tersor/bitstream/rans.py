@@ -122,7 +122,7 @@ def _words(streams: Sequence[NDArray[np.uint8]], chosen: Plan) -> tuple[bytes, b
 
 # ---- decoding ----------------------------------------------------------------------------------------
 
-def decode(payload: bytes, shapes: Shapes, limits: Limits = DEFAULT_LIMITS) -> list[Matrix]:
+def decode(payload: bytes | memoryview, shapes: Shapes, limits: Limits = DEFAULT_LIMITS) -> list[Matrix]:
     """The int32 matrices of a payload; shapes [(rows, columns), ...] come from elsewhere in the file.
 
     Raises FormatError if the payload does not decode to exactly such matrices, LimitError before
@@ -135,7 +135,7 @@ def decode(payload: bytes, shapes: Shapes, limits: Limits = DEFAULT_LIMITS) -> l
     return out
 
 
-def decode_float32(payload: bytes, shapes: Shapes, row_scales: Sequence[NDArray[np.float32]],
+def decode_float32(payload: bytes | memoryview, shapes: Shapes, row_scales: Sequence[NDArray[np.float32]],
                    out: Sequence[NDArray[np.float32]],
                    levels: Sequence[NDArray[np.float32] | None] | None = None,
                    limits: Limits = DEFAULT_LIMITS) -> None:
@@ -177,11 +177,11 @@ def _addresses(arrays: Sequence[NDArray[np.float32] | None]) -> NDArray[np.uintp
     return np.array([0 if a is None else a.ctypes.data for a in arrays], np.uintp)
 
 
-def _run(payload: bytes, shapes: Shapes, out: Sequence[NDArray[np.generic]],
+def _run(payload: bytes | memoryview, shapes: Shapes, out: Sequence[NDArray[np.generic]],
          scales: NDArray[np.uintp] | None, levels: NDArray[np.uintp], reach: NDArray[np.int64]) -> None:
     rows, columns = (np.array([shape[axis] for shape in shapes], np.int64) for axis in (0, 1))
     targets = np.array([a.ctypes.data for a in out], np.uintp)
     where = None if scales is None else scales.ctypes.data
-    result = _decode(payload, len(payload), len(shapes), rows, columns, targets, where, levels, reach,
+    result = _decode(native.bytes_of(payload), len(payload), len(shapes), rows, columns, targets, where, levels, reach,
                      native.simd_level())
     native.check(result, "decoding a rANS payload")

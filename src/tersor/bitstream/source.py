@@ -1,19 +1,25 @@
-"""Where the bytes of a file come from: a path, bytes in memory, or an open binary file.
+"""Where the bytes of a file come from: a path, bytes in memory (mapped files too), an open binary file, or a pipe.
 
-All sources read at an offset, are safe to use from several threads, and are of a fixed size.
+All sources but pipes read at an offset, are safe to use from several threads, and are of a fixed size.
 """
 
 from __future__ import annotations
 
 import io
+import mmap
 import os
+import sys
 import threading
 from typing import BinaryIO, Protocol, TypeAlias
 
 from ..errors import FormatError
 
 PathLike: TypeAlias = str | os.PathLike[str]
-Readable: TypeAlias = PathLike | bytes | bytearray | memoryview | BinaryIO
+Readable: TypeAlias = PathLike | bytes | bytearray | memoryview | mmap.mmap | BinaryIO
+
+UNKNOWN_SIZE = sys.maxsize
+"""The size of a pipe."""
+_CHUNK = 1 << 20
 
 
 class Source(Protocol):
@@ -34,7 +40,7 @@ class Source(Protocol):
 class BytesSource:
     """Bytes in memory; not copied as a whole."""
 
-    def __init__(self, data: bytes | bytearray | memoryview, label: str = "<bytes>") -> None:
+    def __init__(self, data: bytes | bytearray | memoryview | mmap.mmap, label: str = "<bytes>") -> None:
         self._data = memoryview(data).cast("B")
         self.label = label
         self.size = self._data.nbytes
@@ -48,6 +54,37 @@ class BytesSource:
         """Nothing to release."""
 
 
+class PipeSource:
+    """A binary file that can only be read from front to back; for one thread."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._position = 0
+        self.label = str(getattr(file, "name", "<stream>"))
+        self.size = UNKNOWN_SIZE
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """See `Source.read_at`; `offset` must be where the last call ended. Memory grows only with what arrives."""
+        if offset != self._position:
+            raise ValueError(f"{self.label} is at byte {self._position:,} and cannot go to {offset:,}")
+        data = bytearray()
+        while len(data) < length:
+            part = self._file.read(min(_CHUNK, length - len(data)))
+            if not part:
+                break
+            data += part
+        self._position += len(data)
+        _check_inside(offset, length, self._position, self.label)
+        return bytes(data)
+
+    def more(self) -> bool:
+        """Whether there are bytes left; waits for one, or for the end."""
+        return bool(self._file.read(1))
+
+    def close(self) -> None:
+        """Nothing to release: the file is its owner's."""
+
+
 class FileSource:
     """An open, seekable binary file: read by `pread` where there is one, else by seek + read under a lock."""
 
@@ -59,7 +96,8 @@ class FileSource:
         try:
             self.size = file.seek(0, os.SEEK_END)
         except (OSError, AttributeError) as error:  # pipes, sockets
-            raise FormatError(f"{label} has no random access ({error}); read it into bytes first") from None
+            raise FormatError(f"{label} has no random access ({error}); use tersor.stream, or read it into "
+                              f"bytes first") from None
         self._descriptor = _descriptor(file)
 
     def read_at(self, offset: int, length: int) -> bytes:
@@ -94,7 +132,7 @@ class FileSource:
 
 def open_source(readable: Readable) -> BytesSource | FileSource:
     """A source for a path, bytes-like object, or open binary file. OSError if a path cannot be opened."""
-    if isinstance(readable, (bytes, bytearray, memoryview)):
+    if isinstance(readable, (bytes, bytearray, memoryview, mmap.mmap)):
         return BytesSource(readable)
     if isinstance(readable, (str, os.PathLike)):
         path = os.fspath(readable)

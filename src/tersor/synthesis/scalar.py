@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..bitstream import context, rans, varint
+from ..bitstream import buffers, context, rans, varint
 from ..bitstream.dtypes import FLOATS
 from ..bitstream.integers import IntegerReader, IntegerWriter
 from ..bitstream.manifest import TensorRecord
@@ -154,15 +155,19 @@ def encode_counted(codes: Sequence[ScalarCode], shapes: Sequence[tuple[int, ...]
     return b"".join([head, *parts]), sum(len(part) for part in parts)
 
 
-def decode(payload: bytes, records: Sequence[TensorRecord], limits: Limits,
-           threads: int) -> list[npt.NDArray[np.generic]]:
+def decode(payload: bytes, records: Sequence[TensorRecord], limits: Limits, threads: int,
+           into: Sequence[npt.NDArray[np.generic] | None] | None = None) -> list[npt.NDArray[np.generic]]:
     """The tensors of `records` (at least one axis, a float type).
+
+    into: for each tensor None, or a C-contiguous array of its type and shape, where a float32 tensor is decoded without
+    a copy if its axes are in order; a caller compares addresses.
 
     Memory: besides the result, in the small mode or with a trellis 4 bytes per weight of each part at work. Raises
     FormatError for anything that `encode` cannot have written.
     """
     mode, tensors, data, cuts = _read_payload(payload, records)
-    out = [np.empty((tensor.shape.rows, tensor.shape.columns), dtype=np.float32) for tensor in tensors]
+    given = into or [None] * len(tensors)
+    out = [_matrix_for(tensor, target) for tensor, target in zip(tensors, given, strict=True)]
     if cuts:
         def run(part: int) -> None:
             rows = cuts[part]
@@ -174,6 +179,13 @@ def decode(payload: bytes, records: Sequence[TensorRecord], limits: Limits,
         _decode_part(data[0], tensors, mode, out, limits)
     return [_as_tensor(matrix, tensor, record)
             for matrix, tensor, record in zip(out, tensors, records, strict=True)]
+
+
+def _matrix_for(tensor: _Tensor, target: npt.NDArray[np.generic] | None) -> npt.NDArray[np.float32]:
+    """Where the matrix of a tensor is decoded: the given memory where it can be the tensor, else new memory."""
+    if target is not None and target.dtype == np.float32 and not tensor.swapped:
+        return target.view(np.float32).reshape(tensor.shape.rows, tensor.shape.columns)
+    return buffers.empty((tensor.shape.rows, tensor.shape.columns))
 
 
 def decode_codes(payload: bytes, records: Sequence[TensorRecord], limits: Limits = DEFAULT_LIMITS,
@@ -216,14 +228,17 @@ class _Tensor:
 
 
 def _read_payload(payload: bytes, records: Sequence[TensorRecord]
-                  ) -> tuple[int, list[_Tensor], list[bytes], list[slice]]:
+                  ) -> tuple[int, list[_Tensor], list[memoryview], list[slice]]:
     """Mode, tensors, parts, and the rows of each part (none: one part with all tensors)."""
     head = varint.ByteReader(payload, "scalar payload")
     mode, tensors, rows_per_part = _read_parameters(head.take(head.varint(), "bytes of parameters"), records)
     starts = range(0, max(tensors[0].shape.rows, 1), rows_per_part) if rows_per_part else range(0)
     lengths = head.varints(max(len(starts) - 1, 0))
-    data = [head.take(length, "bytes of a part") for length in lengths]
-    data.append(head.take(head.left))
+    whole, data = memoryview(payload), []
+    for length in [*lengths, head.left - sum(lengths)]:
+        head.require(length, "bytes of a part")
+        data.append(whole[head.position : head.position + length])
+        head.position += length
     cuts = [slice(first, min(first + rows_per_part, tensors[0].shape.rows)) for first in starts]
     return mode, tensors, data, cuts
 
@@ -280,6 +295,7 @@ def _row_steps(rows: int, step: int, row_index: npt.NDArray[np.int64] | None,
         return grid.value(index).astype(np.float32)
 
 
+@lru_cache(maxsize=64)
 def _levels(shift: tuple[int, int], reach: int) -> npt.NDArray[np.float32]:
     """float32 [2 * reach + 1]: the level of q = -reach .. reach, exact in float32."""
     return _levels_of(np.arange(-reach, reach + 1, dtype=np.int32), shift)
@@ -302,15 +318,15 @@ def _encode_part(matrices: Sequence[npt.NDArray[np.int32]], shapes: Sequence[con
     return context.encode(matrices, shapes) if mode == SMALL else rans.encode(matrices)
 
 
-def _decode_integers(data: bytes, tensors: Sequence[_Tensor], mode: int,
+def _decode_integers(data: bytes | memoryview, tensors: Sequence[_Tensor], mode: int,
                      limits: Limits) -> list[npt.NDArray[np.int32]]:
     if mode == SMALL:
         return context.decode(data, [t.shape for t in tensors])
     return rans.decode(data, [(t.shape.rows, t.shape.columns) for t in tensors], limits)
 
 
-def _decode_part(data: bytes, tensors: Sequence[_Tensor], mode: int, out: Sequence[npt.NDArray[np.float32]],
-                 limits: Limits) -> None:
+def _decode_part(data: bytes | memoryview, tensors: Sequence[_Tensor], mode: int,
+                 out: Sequence[npt.NDArray[np.float32]], limits: Limits) -> None:
     """Decode one part into float32 matrices."""
     if mode == FAST and not any(t.trellis for t in tensors):
         levels = [_levels(t.shift, MAX_REACH) if any(t.shift) else None for t in tensors]
