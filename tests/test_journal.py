@@ -244,3 +244,25 @@ def test_calibration_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(StateError, match="cannot go on from this calibration"):
             measure(batches)
     assert len(list((tmp_path / "state").iterdir())) == 2, "older saves are removed"
+
+
+def test_the_command_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.numpy import save_file
+
+    from tersor.cli import main
+    rng = np.random.default_rng(0)
+    arrays = {f"l{i}.weight": rng.normal(size=(30, 40)).astype(np.float32) for i in range(4)}
+    save_file(arrays, tmp_path / "m.safetensors")
+    model, output, state = (str(tmp_path / name) for name in ("m.safetensors", "m.tersor", "state"))
+    command = ["compress", model, "--bits", "4", "--effort", "4"]
+    assert main([*command, "-o", str(tmp_path / "plain.tersor")]) == 0
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        stop_after(patch, 5)
+        main([*command, "-o", output, "--state", state])
+    assert (tmp_path / "state" / "encoding" / "state").exists()
+    assert main([*command, "-o", output, "--state", state]) == 0
+    assert Path(output).read_bytes() == (tmp_path / "plain.tersor").read_bytes()
+    assert main(["compress", model, "--bits", "5", "-f", "-o", output, "--state", state]) == 1
+    assert "is the state of another task" in capsys.readouterr().err
+    assert main([*command, "--dry-run"]) == 0
+    assert "GB of memory (foretold" in capsys.readouterr().err

@@ -22,6 +22,12 @@ def add_loudness(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
 
 
+def add_state(parser: argparse.ArgumentParser) -> None:
+    """--state."""
+    parser.add_argument("--state", metavar="FOLDER", help="keep what is finished in this folder; started again with "
+                        "the same arguments after an interruption, the command goes on from there")
+
+
 def add_output(parser: argparse.ArgumentParser) -> None:
     """-o, -f: of commands that write a file."""
     parser.add_argument("-o", "--output", metavar="FILE",

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_output(parser)
     parser.add_argument("--vectors", type=arguments.count, metavar="N", default=1,
                         help="random sign vectors per input: more take longer and are less noisy (default: 1)")
+    arguments.add_state(parser)
     data_options.add_data(parser, required=True)
 
 
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace, reporter: Reporter) -> Outcome:
     check_output(output, models.files_of(options), options.force)
     network = models.network_of(models.open_options(options), "calibration")
     with reporter.busy("calibrating"):
-        stats = data_options.measure(network, options, reporter)
+        stats = data_options.measure(network, options, reporter, vectors=options.vectors)
         stats.save(output)
     size, seconds = os.path.getsize(output), time.perf_counter() - start
     summary = (f"{options.model} -> {output}: {plural(len(stats.layers), 'layer')} measured on "

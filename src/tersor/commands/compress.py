@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what the file would come to, without the search")
     parser.add_argument("--stats", metavar="FILE", help="statistics of this very model, as saved by tersor calibrate; "
                         "without --stats and --data, compression is data-free")
+    arguments.add_state(parser)
     data_options.add_data(parser)
     data_options.add_evaluation(parser)
     add_encoder_options(parser)
@@ -129,18 +130,20 @@ def _compressed(opened: OpenedModel, stats: Statistics | None, options: argparse
         extra = {"max_drop": options.max_drop, "drop_end": options.drop_end,
                  "evaluate": lambda candidate: hits(candidate, data)}
     return compress(opened.model, stats, bits=options.bits, size=size, snr=options.snr, config=config,
-                    progress=reporter.progress, **extra)
+                    progress=reporter.progress, state=data_options.state_folder(options, "encoding"), **extra)
 
 
 def _foretold(opened: OpenedModel, stats: Statistics | None, options: argparse.Namespace, config: Config) -> Outcome:
     """--dry-run."""
+    from ..encoder import footprint
     from ..predict import predict
     if options.max_drop is not None:
         raise ConfigError("--dry-run foretells bytes and signal-to-noise ratios, no accuracies: not with --max-drop")
     size = os.stat(options.like).st_size if options.like else options.size
     found = predict(opened.model, stats, bits=options.bits, size=size, snr=options.snr, config=config)
-    return Outcome(f"{options.model}: {found} (foretold, nothing written)",
-                   {"input": options.model, "dry_run": True, "total_bytes": found.bytes,
+    need = footprint(opened.model, stats, bits=found.bits_per_weight, config=config)
+    return Outcome(f"{options.model}: {found}; about {need.memory / 1e9:.1f} GB of memory (foretold, nothing written)",
+                   {"input": options.model, "dry_run": True, "total_bytes": found.bytes, "memory_bytes": need.memory,
                     "bits_per_weight": found.bits_per_weight, "snr_db": found.snr})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
@@ -59,17 +60,24 @@ def open_inputs(options: argparse.Namespace, source: str, images: int | None,
     return open_data(source, chosen, labels=labels, images=images, most_skipped=options.max_bad)
 
 
-def measure(model: Any, options: argparse.Namespace, reporter: Reporter) -> Statistics:
+def measure(model: Any, options: argparse.Namespace, reporter: Reporter, vectors: int = 1) -> Statistics:
     """`tersor.calibrate` on --data."""
     from ..sensitivity import calibrate
     data = open_inputs(options, options.data, options.images)
     for note in data.notes:
         reporter.note(note)
     total = f" of {data.count:,}" if data.count else ""
-    stats = calibrate(model, data, progress=lambda done: reporter.progress(f"calibrating: {done:,}{total} inputs"))
+    stats = calibrate(model, data, progress=lambda done: reporter.progress(f"calibrating: {done:,}{total} inputs"),
+                      vectors=vectors, state=state_folder(options, "calibration"))
     tell_skipped(data, reporter)
     reporter.detail(f"calibrated on {plural(stats.images, 'input')}")
     return stats
+
+
+def state_folder(options: argparse.Namespace, part: str) -> str | None:
+    """Where under --state one part of the work is kept; None without."""
+    folder = getattr(options, "state", None)
+    return None if folder is None else os.path.join(folder, part)
 
 
 def tell_skipped(data: Dataset | FromFunction, reporter: Reporter) -> None:
