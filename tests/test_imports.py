@@ -23,7 +23,8 @@ ROWS: tuple[frozenset[str], ...] = tuple(frozenset(row.split()) for row in (
     "adapters anatomy codes config packed parallel",
     "statistics runtime modes sections records", "calibration tools evaluate data",
     "sensitivity allocation choice diagonals onnx", "encoding",
-    "lockstep writer guess journal", "memory published", "encoder", "difference hub gap training sweep predict report repack",
+    "lockstep writer guess journal", "memory published", "encoder",
+    "difference hub gap training sweep predict report repack",
     "show", "commands", "cli", "__main__",
 ))
 """The rooms of the house (a module or a package of `tersor`). Each imports only from rows before its own, and
