@@ -11,7 +11,7 @@ from torch import nn
 import tersor
 from tersor.adapters.module import inventory_of_module
 from tersor.choice import Chooser
-from tersor.config import Config, KernelConfig, TransformConfig
+from tersor.config import ALL_TRANSFORMS, Config, KernelConfig, TransformConfig
 from tersor.encoding import Plan
 from tersor.errors import ConfigError
 
@@ -104,6 +104,12 @@ def test_efforts_bring_in_tools() -> None:
     assert Config(effort=9).chosen_tools == RIVALS
     assert Config(effort=9, tools=("kernels",)).rivals("any") == ("kernels",)
     assert "elt" not in Config(effort=7).tried_transforms
+    assert set(Config(effort=7).tried_transforms) < set(Config(effort=8).tried_transforms) < set(ALL_TRANSFORMS)
+    each = [Config(effort=effort) for effort in range(1, 10)]
+    assert [config.feedback for config in each] == [effort >= 2 for effort in range(1, 10)]
+    assert [config.two_sided for config in each] == [effort >= 3 for effort in range(1, 10)]
+    assert [config.trellis for config in each] == [effort in (4, 6, 7, 8, 9) for effort in range(1, 10)]
+    assert [config.corrected for config in each] == [effort >= 5 for effort in range(1, 10)]
     assert "elt" in Config(effort=5, tools=("transform",)).tried_transforms
     assert Config(transform=TransformConfig(transforms=("klt",))).tried_transforms == ("klt",)
 

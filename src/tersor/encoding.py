@@ -19,7 +19,7 @@ import numpy.typing as npt
 from .adapters.inventory import Array, BatchNormLayer, Inventory, WeightLayer
 from .bitstream.dtypes import FLOATS, name_of
 from .choice import Chooser, Decision
-from .config import TRELLIS_EFFORT, Config
+from .config import Config
 from .modes import with_mode
 from .parallel import ALONE, Team
 from .statistics import Statistics
@@ -235,9 +235,10 @@ class Encoding:
         if target.name in self.shared:
             return
         config = self.plan.config
-        if config.rivals(target.name) == ("scalar",) and config.effort < TRELLIS_EFFORT:
+        if config.rivals(target.name) == ("scalar",) and not config.trellis:
             self.scalars[target.name], _ = scalar.encode(target, self.price,
-                                                         scalar.ScalarOptions(feedback=config.feedback))
+                                                         scalar.ScalarOptions(feedback=config.feedback,
+                                                                              two_sided=config.two_sided))
             return
         best, self.decisions[target.name] = self.plan.chooser.choose(target, self.price)
         self.put(target.name, best.code)

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from math import prod
 
-from .config import TRANSFORM_EFFORT, TRELLIS_EFFORT
+from .config import KERNEL_EFFORT
 from .encoding import FACTORS, Plan
 from .guess import SAMPLE
 from .tools.scalar import SLAB
@@ -96,10 +96,10 @@ def _layer_bytes(plan: Plan, name: str) -> int:
     config = plan.config
     measured = plan.statistics is not None and name in plan.statistics.layers
     each = FED_BACK if measured and config.feedback else ALONE
-    if config.effort >= TRELLIS_EFFORT or len(config.rivals(name)) > 1:
+    if config.trellis or len(config.rivals(name)) > 1:
         each += RIVALS
     taps = prod(plan.inventory.tensors[name].shape[2:])
-    if "transform" in config.rivals(name) and (taps > 1 or config.effort > TRANSFORM_EFFORT or config.tools):
+    if "transform" in config.rivals(name) and (taps > 1 or config.effort >= KERNEL_EFFORT or config.tools):
         each += TRANSFORMED
     return each * plan.inventory.tensors[name].size + PER_METRIC * _metric_elements(plan, name)
 

@@ -16,11 +16,11 @@ from .encoding import Plan
 from .errors import ConfigError
 from .statistics import Statistics
 
-QUICK_EFFORT = 4
-"""Error feedback on the statistics as measured, no walk through the network."""
-GAIN = {5: 1.6, 6: 2.3, 7: 2.4, 8: 2.5, 9: 2.6}
+QUICK_EFFORT = 3
+"""Error feedback on the statistics as measured: no trellis, no walk through the network."""
+GAIN = {4: 0.8, 5: 3.3, 6: 4.4, 7: 4.4, 8: 4.5, 9: 4.8}
 """dB that an effort gains over QUICK_EFFORT at equal bytes, where the network and samples are there for the second
-walk: medians over ResNet-20 and -32 at 1.6 to 3 bits/weight (docs/effort.md)."""
+walk: ResNet-20, on the calibration samples (benchmarks/effort.py)."""
 DECIBELS_PER_OCTAVE = 10.0 * math.log10(2.0)
 """Of lambda, at high rate: D is proportional to lambda."""
 
