@@ -24,7 +24,9 @@ from tersor.encoder import Job
 from tersor.encoding import Plan
 from tersor.tools import scalar
 
-RATES = (3.0, 2.0, 1.5)
+RATES = (2.0, 3.0, 1.5)
+CURVE = {2.0: (2.0, 1.6, 2.5), 3.0: (3.0, 3.6), 1.5: (1.5, 1.2)}
+"""Rates of the reference: all tools here, and none at one bit more."""
 NETWORKS = ("resnet20", "resnet32", "lenet5")
 TOOLS = {
     "feedback": "error feedback between columns",
@@ -61,17 +63,16 @@ def ablation_cases(network: Network, statistics: Callable[[], Statistics]) -> It
     everything = frozenset(TOOLS)
     if network.name not in NETWORKS:
         return
-    for bits in (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.2, 1.0):
-        yield f"all, {bits:g}", partial(variant, network, statistics, everything, bits)
-    for bits in (6.0, 4.5, 3.0, 2.5, 2.0, 1.5, 1.0):
+    for bits in RATES:
+        for near in CURVE[bits]:
+            yield f"all, {near:g}", partial(variant, network, statistics, everything, near)
+            yield f"none, {near + 1:g}", partial(variant, network, statistics, frozenset(), near + 1)
         yield f"none, {bits:g}", partial(variant, network, statistics, frozenset(), bits)
-    for tool in TOOLS:
-        left = everything - {tool} - {other for other, base in NEEDS.items() if base == tool}
-        for bits in RATES:
+        for tool in TOOLS:
+            left = everything - {tool} - {other for other, base in NEEDS.items() if base == tool}
             yield f"without {tool}, {bits:g}", partial(variant, network, statistics, left, bits)
-    for tool in TOOLS:
-        if tool not in NEEDS:
-            for bits in RATES:
+        for tool in TOOLS:
+            if tool not in NEEDS:
                 yield f"only {tool}, {bits:g}", partial(variant, network, statistics, frozenset({tool}), bits)
 
 

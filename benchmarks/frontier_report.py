@@ -113,7 +113,8 @@ def points(networks: dict[str, Any]) -> str:
 
 def ablation(networks: dict[str, Any]) -> str:
     """% of the bytes at equal held-out SNR, per tool and rate."""
-    shown = {name: entry["ablation"] for name, entry in networks.items() if "all, 2" in entry.get("ablation", {})}
+    shown = {name: entry["ablation"] for name, entry in networks.items()
+             if "only contexts, 2" in entry.get("ablation", {})}  # fmt: skip
     if not shown:
         return ""
     lines = ["## What each tool saves\n",
