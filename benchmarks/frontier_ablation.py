@@ -47,11 +47,16 @@ class Tools(Config):
     """An encoder with some of its tools."""
 
     with_feedback: bool = True
+    with_rows: bool = True
     with_correction: bool = True
 
     @property
     def feedback(self) -> bool:
         return self.with_feedback
+
+    @property
+    def two_sided(self) -> bool:
+        return self.with_rows
 
     @property
     def corrected(self) -> bool:
@@ -86,7 +91,7 @@ def variant(network: Network, statistics: Callable[[], Statistics], tools: froze
         tools=("scalar", "transform") if "transforms" in tools else ("scalar",),
         transform=TransformConfig(QUICK_TRANSFORMS), mode="small" if "contexts" in tools else "fast",
         effort=7 if "trellis" in tools else 5, with_feedback="feedback" in tools,
-        with_correction="correction" in tools)  # fmt: skip
+        with_rows="two-sided" in tools, with_correction="correction" in tools)  # fmt: skip
     with switches(tools):
         job = Job(Plan(inventory_of_module(network.model), stats, config), network.model)
         gain = (0.9 if "contexts" in tools else 1.0) * (0.9 if "trellis" in tools else 1.0)
@@ -98,8 +103,8 @@ def variant(network: Network, statistics: Callable[[], Statistics], tools: froze
 @contextlib.contextmanager
 def switches(tools: frozenset[str]) -> Iterator[None]:
     """What no option turns off."""
-    options = partial(scalar.ScalarOptions, two_sided="two-sided" in tools, centroids=True)
-    if "rdo" not in tools:
-        options = partial(options, rdo=0.0, search=0.0)
-    with mock.patch.object(scalar, "ScalarOptions", options):
+    if "rdo" in tools:
+        yield
+        return
+    with mock.patch.object(scalar, "ScalarOptions", partial(scalar.ScalarOptions, rdo=0.0, search=0.0)):
         yield

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from .config import Config
 
-DECODE_RATES = {"small": 8e6, "fast": 250e6}
+DECODE_RATES = {"small": 10e6, "fast": 300e6}
 """Weights per second of one core of a usual x86-64 machine, from the file to arrays, rounded down
 (benchmarks/throughput.py, ResNet-18 at 3 bits/weight)."""
 
@@ -17,7 +17,7 @@ DECODE_RATES = {"small": 8e6, "fast": 250e6}
 def decode_seconds(weights: int, mode: str) -> float:
     """Seconds that a file of so many weights takes to decode on one core.
 
-    >>> decode_seconds(25_000_000, "fast")
+    >>> decode_seconds(30_000_000, "fast")
     0.1
     """
     return weights / DECODE_RATES[mode]
