@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Any
 
 import common
@@ -16,6 +17,7 @@ from frontier_networks import TITLES
 PAGE = common.ROOT / "docs" / "frontier.md"
 PICTURE = common.ROOT / "docs" / "frontier.svg"
 LEVELS = (0.03, 0.1)
+DECIBELS = (20.0, 15.0)
 GOALS = {"resnet20": ((44_000, 0.07), (70_000, 0.016)), "resnet56": ((108_000, 0.06), (185_000, 0.0125))}
 """Bytes, and the KL that was asked for at them."""
 SHARES = {"resnet56": 0.45}
@@ -40,21 +42,23 @@ def write_document(results: dict[str, Any]) -> None:
     networks = {name: networks[name] for name in TITLES if name in networks}
     if not networks:
         return
-    parts = [INTRODUCTION, "![Bytes against KL](frontier.svg)\n", equal_quality(networks), asked(networks),
+    parts = [INTRODUCTION, "![Bytes against KL](frontier.svg)\n", equal_quality(networks), equal_snr(networks),
+             asked(networks),
              points(networks), ablation(networks), gaps(networks), times(networks)]  # fmt: skip
     PAGE.write_text("\n".join(part for part in parts if part))
     picture(networks)
 
 
-def curves(entry: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
-    """(bytes, KL) of every codec."""
+def curves(entry: dict[str, Any], measure: Callable[[dict[str, Any]], float] = itemgetter("kl")
+           ) -> dict[str, list[tuple[float, float]]]:
+    """(bytes, KL or another measure) of every codec."""
     nncodec = entry.get("nncodec", {}).values()
     cabac = [p for p in nncodec if not p["use_dq"]]
     found = {"tersor": list(entry["curve"].values()), "tersor, effort 9": list(entry.get("best", {}).values()),
              "NNCodec, best setting": list(nncodec), "DeepCABAC-style": cabac}  # fmt: skip
     for case in entry.get("peers", {}).values():
         found.setdefault(case["peer"], []).append(case)
-    return {codec: [(p["bytes"], p["kl"]) for p in cases] for codec, cases in found.items() if cases}
+    return {codec: [(p["bytes"], measure(p)) for p in cases] for codec, cases in found.items() if cases}
 
 
 def equal_quality(networks: dict[str, Any]) -> str:
@@ -66,11 +70,29 @@ def equal_quality(networks: dict[str, Any]) -> str:
         found = curves(entry)
         for level in LEVELS:
             sizes = {codec: common.bytes_at(found.get(codec, ()), level) for codec in CODECS}
-            ours = sizes["tersor"]
-            cells = [number(size) + (f" ({ours / size:.2f})" if ours and size and codec != "tersor" else "")
-                     for codec, size in sizes.items()]  # fmt: skip
-            lines.append(row(TITLES[name], f"{level:g}", *cells))
+            lines.append(row(TITLES[name], f"{level:g}", *shares(sizes)))
     return "\n".join(lines) + "\n"
+
+
+def equal_snr(networks: dict[str, Any]) -> str:
+    """The same at equal signal-to-noise ratio of the outputs."""
+    lines = ["## Bytes at equal signal-to-noise ratio of the outputs\n",
+             "On the test images, over all outputs: repeats far better than KL on 1,017 images, where two encodings\n"
+             "of one size differ by up to 30%.\n",
+             row("network", "dB", *CODECS), "|---|---:|" + "---:|" * len(CODECS)]  # fmt: skip
+    for name, entry in networks.items():
+        found = curves(entry, lambda p: 10 ** (-p["snr"] / 10))
+        for level in DECIBELS:
+            sizes = {codec: common.bytes_at(found.get(codec, ()), 10 ** (-level / 10)) for codec in CODECS}
+            lines.append(row(TITLES[name], f"{level:g}", *shares(sizes)))
+    return "\n".join(lines) + "\n"
+
+
+def shares(sizes: dict[str, float | None]) -> list[str]:
+    """Bytes, and in brackets tersor's share of them."""
+    ours = sizes["tersor"]
+    return [number(size) + (f" ({ours / size:.2f})" if ours and size and codec != "tersor" else "")
+            for codec, size in sizes.items()]  # fmt: skip
 
 
 def asked(networks: dict[str, Any]) -> str:
@@ -117,10 +139,11 @@ def ablation(networks: dict[str, Any]) -> str:
              if "only contexts, 2" in entry.get("ablation", {})}  # fmt: skip
     if not shown:
         return ""
+    rates = ", ".join(f"{bits:g}" for bits in sorted(RATES, reverse=True))
     lines = ["## What each tool saves\n",
              "% of the bytes at equal SNR of the outputs on held-out training images, at about "
-             f"{', '.join(f'{bits:g}' for bits in RATES)} bits/weight.\n*On top*: taken out of the whole encoder. "
-             "*Alone*: added to an encoder with none of them (nearest rounding, steps by sensitivity, static\nrANS).\n",
+             f"{rates} bits/weight.\n*On top*: taken out of the whole encoder. *Alone*: added to an encoder with none of "
+             "them (nearest\nrounding, steps by sensitivity, static rANS).\n",
              row("tool", *(f"{TITLES[name]}: {how}" for name in shown for how in ("on top", "alone"))),
              "|---|" + "---:|" * (2 * len(shown))]  # fmt: skip
     for tool, title in TOOLS.items():
@@ -135,10 +158,10 @@ def saved(cases: dict[str, Any], how: str, tool: str) -> str:
     base = [p for label, p in cases.items() if label.startswith("all," if how == "without" else "none,")]
     label = f"{how} {tool}" if how != "whole" else "all"
     found = []
-    for bits in RATES if how else ():
+    for bits in sorted(RATES, reverse=True) if how else ():
         p = cases.get(f"{label}, {bits:g}")
         if p is None:
-            continue
+            return ""
         same = bytes_at_snr(base, p["held_out_snr"])
         found.append(100 * (1 - same / p["bytes"] if how == "without" else 1 - p["bytes"] / same))
     return " / ".join(f"{value:.1f}" for value in found)
