@@ -92,13 +92,18 @@ def test_goes_on_where_it_was_stopped(subject, swept, tmp_path):
     assert [point["asked_bits"] for point in read(tmp_path)["points"]] == [5]
     again = sweep(model, stats, [5, 8], tmp_path, progress=told.append, **options)
     assert told == ["5 bits/weight", "8 bits/weight", "8 bits/weight", "baselines"]
-    assert again == document
+    assert without_times(again) == without_times(document)
     more = sweep(model, stats, [6], tmp_path, progress=told.append, **options)
     assert [point["asked_bits"] for point in more["points"]] == [5, 6, 8] and told[4:] == ["6 bits/weight"]
     (tmp_path / "8-bits.tersor").write_bytes(b"damaged")
     sweep(model, stats, [5, 8], tmp_path, progress=told.append, **options)
     assert told[5:] == ["8 bits/weight"]
     assert tersor.load(tmp_path / "8-bits.tersor")
+
+
+def without_times(document):
+    points = [{key: value for key, value in point.items() if key != "encode_seconds"} for point in document["points"]]
+    return document | {"points": points}
 
 
 def test_another_sweep_in_the_same_folder(subject, tmp_path):

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -138,17 +139,20 @@ class _Measure:
 def _point(model: nn.Module | Inventory, stats: Statistics | None, rate: float, place: Path, config: Config | None,
            measure: _Measure) -> dict[str, Any]:
     """One file, and all that is known of it."""
+    start = time.perf_counter()
     try:
         packed = compress(model, stats, bits=rate, config=config)
     except TargetError as error:
         return {"asked_bits": rate, "error": str(error)}
+    seconds = time.perf_counter() - start
     path = place / f"{rate:g}-bits.tersor"
     packed.save(path)
     size = path.stat().st_size
     with packed.load() as file:
         measured = measure(file.read_all(), file.aliases if file.tied else None)
     return {"asked_bits": rate, "file": path.name, "sha256": hashlib.sha256(packed.data).hexdigest(), "bytes": size,
-            "bits_per_weight": 8 * size / max(1, packed.parameters), "measured": measured, **packed.report()}
+            "bits_per_weight": 8 * size / max(1, packed.parameters), "encode_seconds": round(seconds, 3),
+            "measured": measured, **packed.report()}
 
 
 def _is_whole(place: Path, point: dict[str, Any]) -> bool:
