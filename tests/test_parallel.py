@@ -155,6 +155,25 @@ def encodings() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
             "data-free": (plain, None, {"bits": 3.0, "layers": layers})}
 
 
+def trained(rank: int) -> bytes:
+    """A file trained under DistributedDataParallel, each process on batches of its own."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 5)).eval()
+    trainable = tersor.compress(model, bits=5.0, effort=2).trainable(model)
+    shared = nn.parallel.DistributedDataParallel(trainable)
+    optimizer = torch.optim.Adam(trainable.groups(), lr=1e-2)
+    generator = torch.Generator().manual_seed(rank)
+    for _ in range(3):
+        trainable.refresh()
+        x = torch.randn(16, 30, generator=generator)
+        loss = (shared(x) - model(x).detach() - 0.1).square().mean() + 1e-6 * trainable.rate()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    packed: tersor.Packed = trainable.repack()
+    return packed.data
+
+
 def encode(rank: int, size: int, folder: Path) -> dict[str, Any]:
     """Encode on two processes; the last time, rank 1 is killed in the second trial."""
     writer.GROUP = 1000
@@ -170,6 +189,8 @@ def encode(rank: int, size: int, folder: Path) -> dict[str, Any]:
             tersor.compress(bad, None, team=Team(rank, size, groups[number], number=201 + number), **options_here)
         except TersorError as error:
             found[name] = str(error)
+    found["trained"] = trained(rank)
+    (folder / f"trained-{rank}").write_bytes(found["trained"])
     parallel.GRACE = 2.0
     real, calls = Encoding.quantise_layer, []
 
@@ -195,6 +216,7 @@ def test_the_same_file_from_one_and_from_two_processes_and_from_a_state(tmp_path
              for name, (model, stats, options) in encodings().items()}
     first, killed = run(encode, 2, tmp_path, tmp_path)
     assert isinstance(first, dict) and killed is None, first
+    assert first["trained"] == (tmp_path / "trained-1").read_bytes()
     for name, data in alone.items():
         assert first[name] == data, name
     assert first["other options"] == ("rank 1 compresses another model or with other options than rank 0; give all "
