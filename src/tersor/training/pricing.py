@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 RAMP = 0.4
 """Share of the steps within which a smaller size is reached."""
-MARGIN = 0.002
-"""How far below the limit to aim."""
-GAIN, FASTEST = 40.0, 0.3
+GAIN, FASTEST = 20.0, 0.3
 """Change of log price per relative excess of bytes, and the most at a time."""
 LOWEST, HIGHEST = 1e-3, 1e4
 """Of the price, over the first one."""
@@ -40,8 +38,8 @@ class Pricing:
         """Adapt the price to an estimate of the bits, after the share `progress` of all steps."""
         if self.fixed is not None:
             return
-        aim = (1.0 - MARGIN) * self.limit
-        wanted = max(aim, self.start + (aim - self.start) * min(progress / RAMP, 1.0))
+        # A few bytes too many are rounded away when the file is written.
+        wanted = max(self.limit, self.start + (self.limit - self.start) * min(progress / RAMP, 1.0))
         excess = bits * self.bytes_per_bit / wanted - 1.0
         moved = self.price * math.exp(min(max(GAIN * excess, -FASTEST), FASTEST))
         self.price = min(max(moved, LOWEST * self.first), HIGHEST * self.first)
