@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: $(READY)  ## compress the digits network at three rates; files and a picture in demo-out/
+demo: $(READY)  ## compress the digits network at three rates; files, a picture and a report in demo-out/
 	$(BIN)/python examples/demo.py
 
 test: $(READY)  ## run all tests

@@ -1,4 +1,4 @@
-"""What `make demo` runs: a trained network, three .tersor files, the same network back, a table, a picture.
+"""What `make demo` runs: a trained network, three .tersor files, the same network back, a table, a picture, a report.
 
 Calibrates on training images; restores each file in a *fresh process*, into a network of random weights,
 and tests it there on images that were never used before. The int8 and round-to-nearest rows come from
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -27,12 +28,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import tersor
-from tersor import evaluate
+from tersor import evaluate, report
+from tersor.sweep import sweep
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "benchmarks"))
 import peers  # noqa: E402  (benchmarks/ is no package)
 
+NAME = "digits"
 WEIGHTS = HERE / "digits.safetensors"
 RATES = (3.0, 2.0, 1.3)
 MORE_RATES = (4.0, 2.5, 1.6)  # for the picture only
@@ -79,22 +82,26 @@ def demo(output: Path) -> None:
     ours = [compress(model, stats, bits, output, reference, labels) for bits in RATES]
     others = baselines(model, [row.bytes for row in ours], reference, labels)
     console.print(table(ours, others, parameters))
-    more = [compress(model, stats, bits, output / "curve", reference, labels) for bits in MORE_RATES]
+    more = [compress(model, stats, bits, output, reference, labels) for bits in MORE_RATES]
     picture = output / "rate_distortion.png"
     draw(picture, sorted(ours + more, key=lambda row: row.bytes), curve(model, reference, labels), parameters)
-    console.print(f"files and {picture.name} are in {output}")
+    sweep(model, stats, RATES, output / "sweep", batches=[(images, labels)], name=NAME)  # and baselines
+    report.write([output / "sweep"], output / "report.html")
+    console.print(f"files, {picture.name} and report.html are in {output}")
 
 
 def compress(
     model: nn.Module, stats: Any, bits: float, folder: Path, reference: Tensor, labels: Tensor
 ) -> Row:
-    """Write folder/digits-<bits>.tersor, restore and run it in a fresh process, compare its logits."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write folder/digits-<bits>.tersor, restore and run it in a fresh process, compare its logits.
+
+    Each rate is a point of one sweep, of which the report is made.
+    """
     path = folder / f"digits-{bits:g}.tersor"
-    start = time.perf_counter()
-    packed = tersor.compress(model, stats, bits=bits)
-    packed.save(path)
-    seconds = time.perf_counter() - start
+    document = sweep(model, stats, [bits], folder / "sweep", batches=[test_split()], name=NAME, peers=False)
+    point = next(point for point in document["points"] if point["asked_bits"] == bits)
+    shutil.copyfile(folder / "sweep" / point["file"], path)
+    seconds = point["encode_seconds"]
     done = subprocess.run(
         [sys.executable, __file__, "--restore", str(path)], check=True, capture_output=True, text=True
     )
