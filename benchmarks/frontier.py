@@ -18,7 +18,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,14 +176,14 @@ def peer_cases(tested: Network) -> Iterator[Case]:
 
 
 def nncodec_cases(tested: Network) -> Iterator[Case]:
-    """The settings that are best near the wanted KL, as `nncodec_peer.py` has measured them (of 96, on the same
-    images); a grid for networks that it has not."""
+    """The settings near the wanted KL, as `nncodec_peer.py` has measured them (96, on the same images); a grid for
+    networks that it has not."""
     if nncodec_peer.version() is None:
         print("NNCodec is", nncodec_peer.NOT_INSTALLED, file=sys.stderr)
         return
     stored = common.read_json(nncodec_peer.CACHE).get(tested.key, {}).get("points", {})
     found = [{key: p[key] for key in ("qp", "use_dq", "nonweight_qp", "opt_qp")} for p in stored.values()
-             if RANGE[0] < p["kl"] < RANGE[1] and _is_on_front(p, stored.values())]  # fmt: skip
+             if RANGE[0] < p["kl"] < RANGE[1]]  # fmt: skip
     grid = [{"qp": qp, "use_dq": dq, "nonweight_qp": -40, "opt_qp": opt}
             for qp in GRID.get(tested.name, ()) for dq in (True, False) for opt in (True, False)]  # fmt: skip
     for settings in found or grid:
@@ -192,12 +192,6 @@ def nncodec_cases(tested: Network) -> Iterator[Case]:
             yield label, lambda label=label: stored[label]  # type: ignore[misc]
         else:
             yield label, lambda settings=settings: nncodec_peer.measure(tested, settings)  # type: ignore[misc]
-
-
-def _is_on_front(point: dict[str, Any], others: Collection[dict[str, Any]]) -> bool:
-    """Whether no other setting is better in both numbers, of all or of those without dependent quantization."""
-    rivals = [p for p in others if not p["use_dq"]] if not point["use_dq"] else others
-    return not any(p["bytes"] < point["bytes"] and p["kl"] < point["kl"] for p in rivals)
 
 
 def gaps(bench: Bench, bits: float) -> dict[str, Any]:

@@ -12,9 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import bytes_at
 from frontier_networks import TITLES
-from frontier_report import CODECS, curves
+from frontier_report import CODECS, curves, size_at
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- figures: written by benchmarks/readme_table.py -->\n"
@@ -55,8 +54,8 @@ def render(results: dict[str, Any]) -> str:
     parts = [
         "Compressed without training and without labels: calibrated on 320 training images (SqueezeNet: 256), the file "
         "restored into a network of other weights and compared with fp32 on test images (CIFAR-10: 1,017; MNIST: "
-        "10,000; ImageNet: 650). Whole files, every byte counted. KL is the mean divergence of the outputs, in nats; ± is the "
-        "standard error of the paired difference.",
+        "10,000; ImageNet: 650). Whole files, every byte counted. KL is the mean divergence of the outputs, in nats; ± "
+        "is the standard error of the paired difference.",
         rate_table(networks),
         f"Bytes for equal quality (KL {LEVEL}, interpolated on each codec's own curve; in brackets the multiple of "
         "tersor's bytes):",
@@ -86,7 +85,7 @@ def rate_table(networks: dict[str, Any]) -> str:
 
 def equal_quality_table(networks: dict[str, Any]) -> str:
     """One row for each codec, one column for each network."""
-    sizes = {name: {codec: bytes_at(found.get(codec, ()), LEVEL) for codec in CODECS}
+    sizes = {name: {codec: size_at(found, codec, LEVEL) for codec in CODECS}
              for name, found in ((name, curves(entry)) for name, entry in networks.items())}
     rows = []
     for codec in CODECS:

@@ -53,7 +53,7 @@ def results() -> dict[str, object]:
     """As benchmarks/frontier.py writes them, with made-up numbers."""
     point = {"bytes": 100_000, "top1": 0.91, "top1_reference": 0.9164, "top1_change": -0.002,
              "top1_change_error": 0.003, "kl": 0.0081}
-    peer = {"use_dq": True, "bytes": 160_000, "kl": 0.03}
+    peer = {"use_dq": True, "opt_qp": True, "nonweight_qp": -40, "bytes": 160_000, "kl": 0.03}
     entry = {"parameters": 269_722, "fp32_bytes": 1_092_520,
              "curve": {"100,000 bytes": point, "80,000 bytes": point | {"bytes": 80_000, "kl": 0.03}},
              "nncodec": {"a": peer, "b": peer | {"bytes": 200_000, "kl": 0.01}}}
