@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import common  # noqa: F401  (finds examples/)
 import numpy as np
 import torch
 from cifar_views import mixed, ready
