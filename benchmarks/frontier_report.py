@@ -145,7 +145,7 @@ def points(networks: dict[str, Any]) -> str:
 def ablation(networks: dict[str, Any]) -> str:
     """% of the bytes at equal held-out SNR, per tool and rate."""
     shown = {name: entry["ablation"] for name, entry in networks.items()
-             if "without two-sided, 2" in entry.get("ablation", {})}  # fmt: skip
+             if "without contexts, 2" in entry.get("ablation", {})}  # fmt: skip
     if not shown:
         return ""
     rates = ", ".join(f"{bits:g}" for bits in sorted(RATES, reverse=True))
