@@ -1,6 +1,6 @@
 """A model of a billion parameters, encoded on one core: time, and memory beside what `tersor.footprint` said.
 
-    python benchmarks/billion.py --folder /tmp/big [--millions 1000] [--modes fast small] [--effort 4] [--bits 3]
+    python benchmarks/billion.py --folder /tmp/big [--millions 1000] [--modes fast small] [--effort 3] [--bits 3]
 
 The weights are synthetic (Gaussian with row scales and rare large values, as trained layers have them), in the shapes
 of a decoder-only transformer of width 2048, bfloat16. They are written in pieces, encoded in a process of its own (so
@@ -10,9 +10,11 @@ that its peak memory can be read), decoded tensor by tensor, compared, and delet
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -38,12 +40,21 @@ def shapes(millions: int) -> Iterator[tuple[str, tuple[int, int]]]:
         left, block = left - 12 * WIDTH * WIDTH, block + 1
 
 
+@functools.cache
+def pool() -> np.ndarray:
+    """float32 [2^24 + 511]: Gaussian, one in a thousand six times as large."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((1 << 24) + 511, dtype=np.float32)
+    values[rng.integers(0, values.size, values.size // 1000)] *= 6
+    return values
+
+
 def rows_of(name: str, first: int, count: int, columns: int) -> np.ndarray:
-    """bfloat16 [count, columns]: always the same."""
-    rng = np.random.default_rng([sum(name.encode()), len(name), first])
-    values = rng.standard_normal((count, columns), dtype=np.float32)
-    values *= np.float32(0.02) * np.exp(0.3 * rng.standard_normal((count, 1), dtype=np.float32))
-    values[rng.random(values.shape, dtype=np.float32) < 1e-3] *= 6
+    """bfloat16 [count, columns], always the same: stretches of the pool, each row with a scale of its own."""
+    rng = np.random.default_rng([*name.encode(), first])
+    starts = rng.integers(0, pool().size - columns, count)
+    scales = np.float32(0.02) * np.exp(0.3 * rng.standard_normal(count, dtype=np.float32))
+    values = np.stack([pool()[start : start + columns] for start in starts]) * scales[:, None]
     return values.astype(ml_dtypes.bfloat16)
 
 
@@ -69,23 +80,34 @@ def encode(path: Path, output: Path, bits: float, mode: str, effort: int, state:
     """In this process: time in CPU seconds, memory in bytes."""
     import tersor
     expected = tersor.footprint(path, mode=mode, effort=effort)
-    before = resource.getrusage(resource.RUSAGE_SELF)
     trials: list[str] = []
+    pieces = output.with_suffix(f".{mode}.pieces")  # of runs that were interrupted
+    earlier = json.loads(pieces.read_text()) if state is not None and pieces.exists() else {"seconds": 0.0, "peak": 0}
+
+    def used() -> dict[str, float]:
+        now = resource.getrusage(resource.RUSAGE_SELF)
+        return {"seconds": earlier["seconds"] + now.ru_utime + now.ru_stime,
+                "peak": max(earlier["peak"], now.ru_maxrss * 1024)}
 
     def say(text: str) -> None:
         trials.append(text)
         print(f"  {text}", flush=True)
 
     extra = {} if state is None else {"state": state}
-    packed = tersor.compress(path, bits=bits, mode=mode, effort=effort, progress=say, **extra)
-    after = resource.getrusage(resource.RUSAGE_SELF)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    try:
+        packed = tersor.compress(path, bits=bits, mode=mode, effort=effort, progress=say, **extra)
+    finally:
+        if state is not None:
+            pieces.write_text(json.dumps(used()))
+    total = used()
     packed.save(output)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    seconds = total["seconds"]
     counted = sum("size in bytes" in text for text in trials)
     return {"mode": mode, "effort": effort, "weights": packed.parameters, "bits_per_weight": packed.bits_per_weight,
             "bytes": packed.size, "trials": counted, "cpu_seconds": round(seconds, 1),
             "weights_per_cpu_second": round(packed.parameters * counted / seconds),
-            "peak_bytes": after.ru_maxrss * 1024, "planned_bytes": expected.memory,
+            "peak_bytes": int(total["peak"]), "planned_bytes": expected.memory,
             "file_bytes": os.path.getsize(path)}
 
 
@@ -109,7 +131,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--millions", type=int, default=1000)
     parser.add_argument("--modes", nargs="+", default=["fast", "small"])
-    parser.add_argument("--effort", type=int, default=4)
+    parser.add_argument("--effort", type=int, default=3)
     parser.add_argument("--bits", type=float, default=3.0)
     parser.add_argument("--resume", action="store_true", help="keep the model and a state, and go on from it")
     parser.add_argument("--child", help=argparse.SUPPRESS)
