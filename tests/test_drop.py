@@ -27,7 +27,7 @@ def test_interval_of_agresti_and_min(lost, won, same):
     after = torch.tensor([0.0] * lost + [1.0] * won + [1.0] * same)
     n12, n21, n = lost + 0.5, won + 0.5, lost + won + same + 2
     centre = (n12 - n21) / n
-    half = 1.96 * math.sqrt((n12 + n21 - (n12 - n21) ** 2 / n)) / n
+    half = 1.96 * math.sqrt(n12 + n21 - (n12 - n21) ** 2 / n) / n
     found = evaluate.paired_drop(before, after)
     assert found.count == n - 2 and found.mean == pytest.approx(100 * (lost - won) / (n - 2))
     assert (found.low, found.high) == pytest.approx((100 * (centre - half), 100 * (centre + half)), abs=1e-9)
@@ -128,9 +128,9 @@ def test_bounds_that_cannot_be_measured(trained):
     model, stats, _ = trained
     with pytest.raises(ConfigError, match="needs evaluate="):
         tersor.compress(model, stats, max_drop=1.0)
-    with pytest.raises(ConfigError, match="drop_end='best'"):
+    with pytest.raises(ConfigError, match="drop_end=.best."):
         tersor.compress(model, stats, max_drop=1.0, drop_end="best", evaluate=lambda _: torch.ones(1))
-    with pytest.raises(ConfigError, match="needs an nn.Module"):
+    with pytest.raises(ConfigError, match=r"needs an nn\.Module"):
         tersor.compress({"a": np.ones((64, 64), "f4")}, max_drop=1.0, evaluate=lambda _: torch.ones(1))
 
 

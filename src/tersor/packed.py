@@ -70,7 +70,8 @@ class Packed:
             manifest = file.manifest
             sections = [(section.tool, file.payload(i)) for i, section in enumerate(manifest.sections)]
             metadata = {**manifest.metadata, digest.KEY: file.digest()}
-        return replace(self, data=to_bytes(manifest.tensors, sections, parameters=manifest.parameters, metadata=metadata))
+        return replace(self, data=to_bytes(manifest.tensors, sections, parameters=manifest.parameters,
+                                           metadata=metadata))
 
     def report(self) -> dict[str, object]:
         """Where the bytes go, and what the encoder measured.
