@@ -128,7 +128,7 @@ def test_bounds_that_cannot_be_measured(trained):
     model, stats, _ = trained
     with pytest.raises(ConfigError, match="needs evaluate="):
         tersor.compress(model, stats, max_drop=1.0)
-    with pytest.raises(ConfigError, match="drop_end=.best."):
+    with pytest.raises(ConfigError, match=r"drop_end=.best."):
         tersor.compress(model, stats, max_drop=1.0, drop_end="best", evaluate=lambda _: torch.ones(1))
     with pytest.raises(ConfigError, match=r"needs an nn\.Module"):
         tersor.compress({"a": np.ones((64, 64), "f4")}, max_drop=1.0, evaluate=lambda _: torch.ones(1))
