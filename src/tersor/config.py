@@ -242,10 +242,12 @@ class Config:
 
     @property
     def chosen_tools(self) -> tuple[str, ...]:
-        """`tools`, or what the effort allows."""
+        """`tools`, or what the effort allows: a transformed weight takes three times as long to decode, so quick files
+        have some at the highest effort alone."""
         if self.tools is not None:
             return self.tools
-        wanted = {"scalar": 0, "transform": TRANSFORM_EFFORT, "kernels": KERNEL_EFFORT}
+        wanted = {"scalar": 0, "transform": KERNEL_EFFORT if self.mode == "fast" else TRANSFORM_EFFORT,
+                  "kernels": KERNEL_EFFORT}
         return tuple(tool for tool in RIVALS if self.effort >= wanted[tool])
 
     @property
