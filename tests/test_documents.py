@@ -1,8 +1,8 @@
 """Every code block of the documentation is run, page by page; the site builds without a warning.
 
-`sh` and `python` blocks are run in the order of the page, in a folder with a copy of examples/. What only other machines can
-run (a batch system, a cluster, a build server) is `bash`, `yaml`, `toml` or `json`, and is parsed. Blocks without a
-language are output or text.
+`sh` and `python` blocks are run in the order of the page, in a folder with a copy of examples/. What only other
+machines can run (a batch system, a cluster, a build server) is `bash`, `yaml`, `toml` or `json`, and is parsed. Blocks
+without a language are output or text.
 """
 
 from __future__ import annotations
