@@ -2,7 +2,7 @@
 
 `sh` and `python` blocks are run in the order of the page, in a folder with a copy of examples/. What only other
 machines can run (a batch system, a cluster, a build server) is `bash`, `yaml`, `toml` or `json`, and is parsed. Blocks
-without a language are output or text.
+without a language, or of `text`, are output.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def runnable() -> list[Path]:
 
 
 def test_every_block_is_run_or_parsed():
-    known = {"", "sh", "python", *PARSED}
+    known = {"", "text", "sh", "python", *PARSED}
     for page in PAGES:
         assert {language for language, _ in blocks(page)} <= known, page
         assert page.read_text(encoding="utf-8").count("```") == 2 * len(blocks(page)), f"{page}: a block is not closed"

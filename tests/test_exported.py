@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from encoder_models import build, decibels, inputs, outputs  # noqa: E402
-from lossless import there_and_back  # noqa: E402
+from exact_files import there_and_back  # noqa: E402
 from test_formats import Call  # noqa: E402
 from torch import nn  # noqa: E402
 

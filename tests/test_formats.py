@@ -16,7 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from encoder_models import build, inputs, outputs  # noqa: E402
-from lossless import exact, there_and_back  # noqa: E402
+from exact_files import exact, there_and_back  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 import tersor  # noqa: E402
