@@ -5,6 +5,7 @@
 // triangular) the error of column j is passed on to the columns k > j of the same row by
 // U_jk / U_jj (OBS / GPTQ); with G^-1 = V^T V the error of row i to the rows r > i of the same
 // column by V_ir / V_ii. Entry (i, j) then costs g_i d_j error^2, d_j = 1/U_jj^2, g_i = 1/V_ii^2.
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -59,19 +60,20 @@ struct Quantizer {
 // target     [rows, stride] columns first..first+width are read; row feedback is added in place
 // carried    [rows, stride] corrections from earlier blocks of columns (may be null)
 // upper      [width, width] the diagonal block of U, or null: no column feedback
+// run        columns that see each other come in runs of so many, the first at `first`: the rest of U is zero
 // row_weight [rows, rows]   V_ir / V_ii at [r, i] for i < r, or null: no row feedback
 // step       [rows]; price [rows]: lambda * mu / (g_i step_i^2), column [width]: d_j
 // codes      [rows, stride] int32, out; scaled [rows, width] out: e_j = (x_j - level) / U_jj
 // quantised  [rows, stride] out: step * level
 // Returns 0 or an error code.
 TERSOR_API int64_t tersor_feedback_block(double* target, const double* carried, int64_t rows, int64_t stride,
-                              int64_t first, int64_t width, const double* upper,
+                              int64_t first, int64_t width, const double* upper, int64_t run,
                               const double* row_weight, const double* step, const double* price,
                               const double* column, const double* bits, const int32_t* row_class,
                               int64_t classes, int64_t reach,
                               double shift_one, double shift_more, int64_t limit, int32_t* codes,
                               double* scaled, double* quantised) try {
-  if (rows < 0 || width <= 0 || first < 0 || first + width > stride || reach < 1 || limit < 1 || classes < 1) return TERSOR_BAD_ARGUMENT;
+  if (rows < 0 || width <= 0 || first < 0 || first + width > stride || reach < 1 || limit < 1 || classes < 1 || run < 1) return TERSOR_BAD_ARGUMENT;
   for (int64_t r = 0; r < rows; ++r) {
     if (row_class[r] < 0 || row_class[r] >= classes) return TERSOR_BAD_ARGUMENT;
   }
@@ -104,7 +106,8 @@ TERSOR_API int64_t tersor_feedback_block(double* target, const double* carried, 
         const double e = (value - level) / u[j];
         scaled[r * width + j] = e;
         double* rest = x.data();
-        for (int64_t k = j + 1; k < width; ++k) rest[k] -= e * u[k];
+        const int64_t end = std::min(width, (j / run + 1) * run);
+        for (int64_t k = j + 1; k < end; ++k) rest[k] -= e * u[k];
       }
     }
     if (row_weight) {

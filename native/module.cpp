@@ -9,7 +9,7 @@
 #endif
 
 // Raised whenever a signature changes: a stale library is then refused instead of called wrongly.
-TERSOR_API int32_t tersor_abi_version(void) { return 1; }
+TERSOR_API int32_t tersor_abi_version(void) { return 2; }
 
 TERSOR_API int32_t tersor_simd_level(void) {
 #if !TERSOR_HAS_AVX2

@@ -83,6 +83,7 @@ struct Survivors {
 //            to those before first + width
 // carried    [rows, stride] corrections from earlier blocks of columns
 // upper      [width + look, width + look] the diagonal block of U, or null: no column feedback
+// run        columns that see each other come in runs of so many, the first at `first`: the rest of U is zero
 // row_weight [rows, rows]   V_ir / V_ii at [r, i] for i < r, or null: no row feedback
 // step       [rows] sub-steps; price [rows]: lambda * mu / (g_i step_i^2), column [width + look]: d_j
 // bits       [classes, 2, reach + 1] code lengths of |q| by class of the row and quantizer
@@ -91,13 +92,13 @@ struct Survivors {
 // quantised  [rows, stride] out: step * level
 // Returns 0 or an error code.
 TERSOR_API int64_t tersor_trellis_block(double* target, const double* carried, int64_t rows, int64_t stride, int64_t first,
-                                        int64_t width, int64_t look, const double* upper, const double* row_weight,
+                                        int64_t width, int64_t look, const double* upper, int64_t run, const double* row_weight,
                                         const double* step, const double* price, const double* column,
                                         const double* bits, const int32_t* row_class, int64_t classes, int64_t reach,
                                         int64_t limit, int64_t states, uint8_t* state, int32_t* codes, double* scaled,
                                         double* quantised) try {
   if (rows < 0 || width <= 0 || look < 0 || first < 0 || first + width + look > stride || reach < 1 || limit < 1 ||
-      limit > (int64_t{1} << 30) || classes < 1 || states == 0 || !tersor::valid_trellis(states)) {
+      run < 1 || limit > (int64_t{1} << 30) || classes < 1 || states == 0 || !tersor::valid_trellis(states)) {
     return TERSOR_BAD_ARGUMENT;
   }
   for (int64_t r = 0; r < rows; ++r) {
@@ -109,7 +110,7 @@ TERSOR_API int64_t tersor_trellis_block(double* target, const double* carried, i
   const double largest = 2.0 * static_cast<double>(limit);
   Survivors now(static_cast<size_t>(count * span)), then(static_cast<size_t>(count * span));
   std::vector<Decision> decisions(static_cast<size_t>(count * span));
-  std::vector<double> t(static_cast<size_t>(span));
+  std::vector<double> t(static_cast<size_t>(span)), whole(static_cast<size_t>(span));  // whole: in sub-steps
   // Errors of the rows so far, [rows, span], for the feedback from row to row; those of the last
   // `look` columns are provisional.
   std::vector<double> errors(row_weight ? static_cast<size_t>(rows * span) : 0);
@@ -134,24 +135,28 @@ TERSOR_API int64_t tersor_trellis_block(double* target, const double* carried, i
     std::fill(now.alive, now.alive + count, false);
     now.alive[state[r]] = true;
     now.cost[state[r]] = 0.0;
-    double* begin = now.rest.data() + state[r] * span;
-    for (int64_t j = 0; j < span; ++j) begin[j] = (t[static_cast<size_t>(j)] + carried[r * stride + first + j]) * inverse;
-    if (!upper) {  // one row serves all survivors
-      for (int a = 0; a < count; ++a) {
-        if (a != state[r]) std::copy(begin, begin + span, now.rest.begin() + a * span);
-      }
+    for (int64_t j = 0; j < span; ++j) {
+      whole[static_cast<size_t>(j)] = (t[static_cast<size_t>(j)] + carried[r * stride + first + j]) * inverse;
     }
 
     for (int64_t j = 0; j < span; ++j) {
       Decision* reached = decisions.data() + j * count;
       std::fill(then.alive, then.alive + count, false);
+      // Where no earlier error has come in, all survivors have the same value: one choice for each quantizer.
+      const bool fresh = !upper || j % run == 0;
+      Choice choices[2][2];
+      bool chosen[2] = {false, false};
       for (int a = 0; a < count; ++a) {
         if (!now.alive[a]) continue;
-        double y = now.rest[static_cast<size_t>(a * span + j)];
-        y = y < largest ? y : largest;  // and not a number
-        y = y > -largest ? y : -largest;
-        Choice best[2];
-        choose(y, trellis.quantizer[a], column[j], price[r], lengths, limit, best);
+        const int quantizer = trellis.quantizer[a];
+        Choice* best = choices[quantizer];
+        if (!fresh || !chosen[quantizer]) {
+          double y = fresh ? whole[static_cast<size_t>(j)] : now.rest[static_cast<size_t>(a * span + j)];
+          y = y < largest ? y : largest;  // and not a number
+          y = y > -largest ? y : -largest;
+          choose(y, quantizer, column[j], price[r], lengths, limit, best);
+          chosen[quantizer] = true;
+        }
         for (int parity = 0; parity < 2; ++parity) {
           const int b = trellis.next[a][parity];
           const double cost = now.cost[a] + best[parity].cost;
@@ -164,12 +169,13 @@ TERSOR_API int64_t tersor_trellis_block(double* target, const double* carried, i
       if (upper) {
         const double* u = upper + j * span;
         const double scale = 1.0 / u[j];
+        const int64_t end = std::min(span, (j / run + 1) * run);
         for (int b = 0; b < count; ++b) {
           if (!then.alive[b]) continue;
           const double e = reached[b].error * scale;
-          const double* in = now.rest.data() + reached[b].from * span;
+          const double* in = fresh ? whole.data() : now.rest.data() + reached[b].from * span;
           double* out = then.rest.data() + b * span;
-          for (int64_t k = j + 1; k < span; ++k) out[k] = in[k] - e * u[k];
+          for (int64_t k = j + 1; k < end; ++k) out[k] = in[k] - e * u[k];
         }
         std::swap(now, then);
       } else {

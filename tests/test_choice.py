@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from encoder_models import build, inputs, outputs
+from test_feedback import spd
 from torch import nn
 
 import tersor
+from tersor.adapters.inventory import WeightLayer
 from tersor.adapters.module import inventory_of_module
 from tersor.choice import Chooser
 from tersor.config import ALL_TRANSFORMS, Config, KernelConfig, TransformConfig
 from tersor.encoding import Plan
 from tersor.errors import ConfigError
+from tersor.tools import sampling, scalar
+from tersor.tools.target import unmeasured_target
 
 RIVALS = ("scalar", "transform", "kernels")
 
@@ -127,3 +133,41 @@ def test_wrong_options() -> None:
         Config(kernels=TransformConfig())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="value_bits"):
         KernelConfig(value_bits=1)
+
+
+@pytest.mark.parametrize(("kind", "shape", "groups"), [
+    ("conv", (24, 6, 3, 3), 1), ("linear", (40, 30), 1), ("embedding", (50, 24), 1), ("conv", (24, 6, 3, 3), 4),
+    ("conv_transposed", (8, 16, 3, 3), 1)])
+def test_some_rows_stand_for_a_large_layer(kind: str, shape: tuple[int, ...], groups: int,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    target = unmeasured_target(WeightLayer("w", kind, groups, None), rng.normal(size=shape).astype(np.float32))
+    assert sampling.sampled(target) == (target, 1.0), "small enough as it is"
+    monkeypatch.setattr(sampling, "ENOUGH", target.count // 4)
+    some, times = sampling.sampled(target)
+    if groups > 1 or kind == "conv_transposed":
+        assert some is target
+        return
+    kept = np.arange(2, target.W.shape[1], 4)
+    assert np.array_equal(some.W, target.W[:, kept]) and np.array_equal(some.G, target.G[:, kept])
+    assert some.count == some.W.size == target.count / times
+    full = replace(target, G=spd(rng, target.W.shape[1])[None])
+    assert np.array_equal(sampling.sampled(full)[0].G[0], full.G[0][np.ix_(kept, kept)])
+    code, _ = scalar.encode(some, 1e-4, scalar.ScalarOptions())
+    assert code.tensor(some.shape).shape == some.shape
+
+
+def test_rows_decide_as_the_whole_layer_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The winner among some rows is coded as a whole, and costs hardly more than the winner among all."""
+    model, x = smooth_network()
+    config = Config()
+    plan = Plan(inventory_of_module(model), tersor.calibrate(model, [x]), config)
+    target = plan.target("3.weight")
+    price = 1e-3 * float(np.trace(target.A[0]) * np.trace(target.G[0])) * float((target.W**2).mean()) / target.count
+    best, decision = Chooser(config, list).choose(target, price)
+    monkeypatch.setattr(sampling, "ENOUGH", 3000)
+    rows, quick = Chooser(config, list).choose(target, price)
+    assert rows.tool == best.tool == "transform" and rows.restored.shape == target.W.shape
+    assert rows.cost(price) < 1.05 * best.cost(price), "a stored basis weighs little in a layer that is large enough"
+    assert len(quick.losers) == len(decision.losers)
+    assert dict(quick.losers)["scalar"] == pytest.approx(dict(decision.losers)["scalar"], rel=0.1)

@@ -203,3 +203,26 @@ def test_few_samples_in_many_dimensions(images: int, n: int, seed: int) -> None:
     factor = triangular(u.T @ u)
     assert factor.upper is not None and np.isfinite(factor.upper).all()
     assert (factor.cost > 0).all()
+
+
+@pytest.mark.parametrize("taps", [1, 4, 9, 130])
+def test_runs_that_do_not_see_each_other_are_as_one_metric_with_zeros(taps: int) -> None:
+    """Blocks [n / t, t, t] give what the whole matrix gives, in every tool that feeds errors back."""
+    rng = np.random.default_rng(taps)
+    runs = 700 // taps
+    blocks = np.stack([spd(rng, taps) for _ in range(runs)])
+    whole = np.zeros((runs * taps, runs * taps))
+    for i, block in enumerate(blocks):
+        whole[i * taps : (i + 1) * taps, i * taps : (i + 1) * taps] = block
+    few, one = triangular(blocks), triangular(whole)
+    assert few.upper is not None and few.upper.shape == blocks.shape and np.allclose(few.cost, one.cost)
+    assert one.upper is not None and few.within(5, 300) == pytest.approx(one.upper[5:300, 5:300])
+    w = rng.normal(0, 3, (6, runs * taps))
+    rows = triangular(spd(rng, 6, 0.5))
+    assert (feedback.quantize(w, few, rows, plain(6))[0] == feedback.quantize(w, one, rows, plain(6))[0]).all()
+
+
+@pytest.mark.parametrize("fill", [0.0, np.nan, -1.0])
+def test_runs_that_no_factor_exists_for(fill: float) -> None:
+    factor = triangular(np.full((4, 3, 3), fill))
+    assert factor.upper is None and factor.cost.shape == (12,) and np.isfinite(factor.cost).all()

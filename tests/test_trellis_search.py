@@ -109,6 +109,27 @@ def test_equals_a_plain_search(states, by_column, by_row):
     assert np.array_equal(restored, restore(q, states, np.ones(5, np.float32)))
 
 
+@pytest.mark.parametrize("columns_in_all", [36, 720])
+def test_runs_are_searched_as_the_whole_metric(columns_in_all):
+    """Diagonal blocks of nine taps, in one block of columns or in several: the same as with the zeros written out."""
+    rng = np.random.default_rng(3)
+    blocks = np.stack([spd(rng, 9) for _ in range(columns_in_all // 9)])
+    whole = np.zeros((columns_in_all,) * 2)
+    for i, block in enumerate(blocks):
+        whole[9 * i : 9 * i + 9, 9 * i : 9 * i + 9] = block
+    w = rng.normal(0, 4, (4, columns_in_all))
+    few, one, rows = triangular(blocks), triangular(whole), triangular(spd(rng, 4, 0.6))
+    step = rounding(4, 8, float(0.2 * few.cost.mean()))
+    q, restored = trellis.quantize(w, few, rows, step)
+    assert np.array_equal(restored, restore(q, 8, np.ones(4, np.float32)))
+    if columns_in_all <= trellis.WHOLE:  # else they are cut at other columns
+        assert np.array_equal(q, trellis.quantize(w, one, rows, step)[0])
+    else:
+        other = trellis.quantize(w, one, rows, step)[1]
+        kinds = [float(((w - r) @ whole * (w - r)).sum()) for r in (restored, other)]
+        assert kinds[0] == pytest.approx(kinds[1], rel=0.03)
+
+
 def test_blocks_cost_little(monkeypatch):
     """Searched in blocks, the tails being matrix products: nearly what the search of whole rows finds, and with more
     columns to look ahead the nearer."""

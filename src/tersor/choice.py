@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from .config import Config
+from .config import Config, split_transform
 from .parallel import ALONE, Team
 from .tools import kernels, scalar, transform
 from .tools.candidate import Candidate
 from .tools.kernel_choice import Book
 from .tools.kernels_shared import SharedKernels, by_taps, propose_shared, train_shared
+from .tools.sampling import sampled
 from .tools.target import LayerTarget
 
 FEWEST = 2048
@@ -36,6 +37,12 @@ class Variant:
     tool: str
     name: str = ""
     trellis: int = 0
+
+
+def _is_by_row(variant: Variant) -> bool:
+    """Whether what is said of some rows holds for all: no basis or codebook is shared by rows but the few taps'."""
+    channels, _ = split_transform(variant.name or "identity")
+    return variant.tool != "kernels" and not channels
 
 
 @dataclass(frozen=True)
@@ -105,17 +112,27 @@ class Chooser:
             best = self._propose(target, price, known.variant)
         if best is None:
             self._books.pop(target.name, None)
-            offers = self._offers(target, price, self._variants(target))
+            variants = self._variants(target)
+            some, times = sampled(target) if all(_is_by_row(variant) for variant in variants) else (target, 1.0)
+
+            def cost(candidate: Candidate) -> float:  # side information is not multiplied by rows
+                return candidate.cost(price) - price * candidate.side_bits * (1.0 - 1.0 / times)
+
+            offers = self._offers(some, price, variants)
             if not offers:  # no tool of the rivals is made for such a layer
-                offers = self._offers(target, price, [Variant("scalar")])
-            variant, best = min(offers, key=lambda offer: offer[1].cost(price))
+                offers = self._offers(some, price, [Variant("scalar")])
+            variant, best = min(offers, key=lambda offer: cost(offer[1]))
             # A trellis helps all alike: only the best so far is worth the time.
             if self.config.trellis and best.tool != "kernels" and target.count >= FEWEST:
-                offers += self._offers(target, price, [replace(variant, trellis=8)])
-                variant, best = min(offers, key=lambda offer: offer[1].cost(price))
-            least = max(best.cost(price), 1e-300)
-            losers = tuple((loser.label, loser.cost(price) / least) for _, loser in offers if loser is not best)
+                offers += self._offers(some, price, [replace(variant, trellis=8)])
+                variant, best = min(offers, key=lambda offer: cost(offer[1]))
+            least = max(cost(best), 1e-300)
+            losers = tuple((loser.label, cost(loser) / least) for _, loser in offers if loser is not best)
             known = self._known[target.name] = Known(log_price, variant, losers)
+            if some is not target:
+                found = self._propose(target, price, variant)
+                assert found is not None
+                best = found
         assert known is not None
         return best, Decision(best.tool, best.label, target.count, best.bits, best.side_bits, best.distortion,
                               known.losers)

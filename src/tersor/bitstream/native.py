@@ -24,7 +24,7 @@ from numpy.typing import DTypeLike
 from ..errors import FormatError, KernelError
 from . import fallback
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """Must equal `tersor_abi_version()` of the library that is found."""
 
 INT32, INT64, FLOAT32, FLOAT64 = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_double

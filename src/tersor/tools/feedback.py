@@ -25,7 +25,7 @@ LIMIT = 1 << 24
 _F64 = native.array(np.float64)
 _OUT = native.array(np.float64, writable=True)
 _block = native.function("tersor_feedback_block", [
-    _OUT, _F64, native.INT64, native.INT64, native.INT64, native.INT64, native.POINTER, native.POINTER,
+    _OUT, _F64, native.INT64, native.INT64, native.INT64, native.INT64, native.POINTER, native.INT64, native.POINTER,
     _F64, _F64, _F64, _F64, native.array(np.int32), native.INT64, native.INT64, native.FLOAT64, native.FLOAT64,
     native.INT64, native.array(np.int32, writable=True), _OUT, _OUT])
 
@@ -62,18 +62,18 @@ def quantize(target: Matrix, columns: Triangular, rows: Triangular,
     if rows.upper is not None:
         # weights[r, i] = V_ir / V_ii for i < r
         weights = np.ascontiguousarray(np.tril((rows.upper / np.diag(rows.upper)[:, None]).T, -1))
-    for first in range(0, n, BLOCK):
-        last = min(first + BLOCK, n)
+    block = columns.cuts(BLOCK)
+    for first in range(0, n, block):
+        last = min(first + block, n)
         scaled = np.zeros((m, last - first))
-        diagonal = None
-        if columns.upper is not None:
-            diagonal = np.ascontiguousarray(columns.upper[first:last, first:last])
+        diagonal = columns.within(first, last)
         native.check(_block(
-            work, carried, m, n, first, last - first, native.pointer(diagonal), native.pointer(weights),
+            work, carried, m, n, first, last - first, native.pointer(diagonal), columns.run, native.pointer(weights),
             rounding.step, rounding.price, np.ascontiguousarray(columns.cost[first:last]), rounding.bits,
             rounding.row_class, len(rounding.bits), REACH, rounding.shift[0], rounding.shift[1], LIMIT, codes,
             scaled, quantised), "quantizing with feedback")
-        if columns.upper is not None and last < n:
+        beyond = columns.beyond(first, last)
+        if beyond is not None:
             tail = torch.from_numpy(carried[:, last:])
-            tail -= torch.from_numpy(scaled) @ torch.from_numpy(columns.upper[first:last, last:])
+            tail -= torch.from_numpy(scaled) @ torch.from_numpy(beyond)
     return codes, quantised

@@ -21,10 +21,37 @@ DAMPING = 0.05
 
 @dataclass(frozen=True)
 class Triangular:
-    """upper: float64 [n, n], A^-1 = upper^T upper, or None for a diagonal metric; cost: float64 [n], 1 / U_jj^2."""
+    """upper: float64 [n, n], A^-1 = upper^T upper; of a metric of runs that do not see each other, its diagonal blocks
+    [n / t, t, t]; None for a diagonal metric. cost: float64 [n], 1 / U_jj^2."""
 
     upper: Matrix | None
     cost: Matrix
+
+    @property
+    def run(self) -> int:
+        """Columns that see each other come in runs of so many."""
+        return 1 if self.upper is None else self.upper.shape[-1]
+
+    def cuts(self, block: int) -> int:
+        """About `block` columns, of whole runs: what is quantised at a time."""
+        return max(1, block // self.run) * self.run if self.upper is not None and self.upper.ndim == 3 else block
+
+    def within(self, first: int, last: int) -> Matrix | None:
+        """U[first:last, first:last], C-contiguous; None where there is no feedback."""
+        if self.upper is None or self.upper.ndim == 2:
+            return None if self.upper is None else np.ascontiguousarray(self.upper[first:last, first:last])
+        t = self.run
+        runs = self.upper[first // t : -(-last // t)]
+        dense = np.zeros((len(runs), t, len(runs), t))
+        dense[np.arange(len(runs)), :, np.arange(len(runs))] = runs
+        start = first - first // t * t
+        whole = dense.reshape(len(runs) * t, len(runs) * t)
+        return np.ascontiguousarray(whole[start : start + last - first, start : start + last - first])
+
+    def beyond(self, first: int, last: int) -> Matrix | None:
+        """U[first:last, last:], what errors of a block (cut by `cuts`) do to later ones; None where nothing."""
+        dense = self.upper is not None and self.upper.ndim == 2
+        return self.upper[first:last, last:] if dense and last < len(self.cost) else None  # type: ignore[index]
 
     def without_feedback(self) -> Triangular:
         """The same costs, each weight for itself."""
@@ -32,7 +59,8 @@ class Triangular:
 
 
 def triangular(metric: npt.NDArray[np.floating], damping: float = DAMPING) -> Triangular:
-    """The factor of a positive semi-definite metric [n, n], or of a diagonal one [n].
+    """The factor of a positive semi-definite metric [n, n], of a diagonal one [n], or of one of diagonal blocks
+    [n / t, t, t].
 
     Damping grows tenfold until the Cholesky factorisation succeeds; a metric that is zero or not even
     then definite becomes the identity times its mean diagonal, so that no calibration set can crash the encoder.
@@ -44,19 +72,24 @@ def triangular(metric: npt.NDArray[np.floating], damping: float = DAMPING) -> Tr
         # Damped or not, no cost is zero: it is divided by.
         return Triangular(None, diagonal + max(damping, 1e-12) * _mean(diagonal))
     matrix = torch.from_numpy(np.array(metric, dtype=np.float64))
-    matrix = (matrix + matrix.T) / 2
-    mean = _mean(np.diag(metric))
+    matrix = (matrix + matrix.mT) / 2
+    mean = _mean(_diagonals(metric))
+    identity = torch.eye(matrix.shape[-1], dtype=torch.float64)
     while damping < 1e3 and mean > 0:
-        damped = matrix + torch.eye(len(matrix), dtype=torch.float64) * (damping * mean)
+        damped = matrix + identity * (damping * mean)
         # The reversed matrix' lower factor is the upper factor R of A = R R^T; then U = R^-1.
-        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-        if not int(failed) and bool(torch.isfinite(lower).all()):
-            identity = torch.eye(len(matrix), dtype=torch.float64)
-            upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True).numpy()
-            return Triangular(np.ascontiguousarray(upper), 1.0 / np.diag(upper) ** 2)
+        lower, failed = torch.linalg.cholesky_ex(damped.flip(-2, -1))
+        if not bool(failed.any()) and bool(torch.isfinite(lower).all()):
+            upper = torch.linalg.solve_triangular(lower.flip(-2, -1), identity, upper=True).numpy()
+            return Triangular(np.ascontiguousarray(upper), np.asarray(1.0 / _diagonals(upper).ravel() ** 2, np.float64))
         damping = max(10 * damping, 1e-10)
     scale = mean if mean > 0 and np.isfinite(mean) else 1.0
-    return Triangular(None, np.full(len(matrix), scale))
+    return Triangular(None, np.full(_diagonals(metric).size, scale))
+
+
+def _diagonals(metric: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """[n], or [blocks, t]."""
+    return np.asarray(np.diagonal(metric, axis1=-2, axis2=-1))
 
 
 def _mean(diagonal: npt.NDArray[np.floating]) -> float:

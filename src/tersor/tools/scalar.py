@@ -31,7 +31,7 @@ FLOOR = 1e-4
 """Smallest sensitivity of an output, as a share of the mean."""
 FINEST, COARSEST = 2.0**-21, 4.0
 """Limits of steps as shares of the largest weight."""
-COUNTED = 1 << 19
+COUNTED = 1 << 17
 """Weights of a large layer that are coded to learn what all would take."""
 SAMPLE = 1 << 18
 """About so many weights of a layer tell the statistics of a trellis."""
@@ -160,18 +160,19 @@ def propose(target: LayerTarget, price: float, options: ScalarOptions, mode: str
     restored = np.asarray(to_matrix(code.tensor(target.shape), target.layer), dtype=np.float64)
     restored = restored * steps.absorbed[:, :, None]
     label = f"scalar, trellis of {code.trellis}" if code.trellis else "scalar"
-    return Candidate("scalar", code, restored, distortion(target, restored), _bits(code, target.shape, small), label)
+    some, shape, times = first_rows(code, target.shape)
+    bits = 8.0 * len(section.encode([some], [shape], section.SMALL if small else section.FAST)) * times
+    return Candidate("scalar", code, restored, distortion(target, restored), bits, label)
 
 
-def _bits(code: ScalarCode, shape: tuple[int, ...], small: bool) -> float:
-    """Of the payload; of a large layer the first rows are coded."""
-    share, axis = 1.0, 1 if code.swapped else 0
-    rows = -(-COUNTED // max(code.q.shape[1], 1))
-    if rows < len(code.q):
-        share = rows / len(code.q)
-        shape = (*shape[:axis], rows, *shape[axis + 1 :])
-        code = replace(code, q=code.q[:rows], row_index=None if code.row_index is None else code.row_index[:rows])
-    return 8.0 * len(section.encode([code], [shape], section.SMALL if small else section.FAST)) / share
+def first_rows(code: ScalarCode, shape: tuple[int, ...]) -> tuple[ScalarCode, tuple[int, ...], float]:
+    """The first rows of a large layer's code, COUNTED weights or a little more, their shape, and how many times as many
+    weights the layer has."""
+    rows, axis = -(-COUNTED // max(code.q.shape[1], 1)), 1 if code.swapped else 0
+    if rows >= len(code.q):
+        return code, shape, 1.0
+    some = replace(code, q=code.q[:rows], row_index=None if code.row_index is None else code.row_index[:rows])
+    return some, (*shape[:axis], rows, *shape[axis + 1 :]), len(code.q) / rows
 
 
 def _encode_trellis(target: LayerTarget, price: float, options: ScalarOptions) -> tuple[ScalarCode, Steps]:

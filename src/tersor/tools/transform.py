@@ -33,11 +33,9 @@ from . import scalar, transforms
 from .candidate import Candidate, distortion
 from .column_map import ColumnMap, congruent, solve
 from .covariances import axis_size, gradient_covariance, weight_covariance
-from .metric import Matrix, triangular
+from .metric import Matrix, Triangular, triangular
 from .target import LayerTarget, to_matrix
 
-SAMPLED = 1024
-"""Inputs from which the costs of tap vectors are taken."""
 BASIS_PRICES = (8.0, 32.0)
 """Lambda of the basis over that of the coefficients; the better by J is kept."""
 KINDS = ("conv", "linear", "matrix")
@@ -102,6 +100,11 @@ class _Basis:
     def stored(self) -> list[str]:
         """The parts that a file has to tell."""
         return [part for part in self.parts if part != "taps" or self.dct is None]
+
+    @property
+    def by_row(self) -> bool:
+        """Whether it acts on taps alone: rows and channels keep to themselves."""
+        return set(self.parts) <= {"taps"}
 
     def with_part(self, part: str, matrix: Matrix) -> _Basis:
         return replace(self, parts={**self.parts, part: matrix})
@@ -174,15 +177,15 @@ def _covariances(target: LayerTarget, axis: str) -> tuple[Matrix, Matrix]:
 
 def _costs(target: LayerTarget, basis: _Basis, part: str) -> Matrix:
     """[k]: what an error of the coefficients of each basis vector costs after feedback, over the geometric mean."""
+    right = basis.right(target)
     if part == "rows":
-        metrics = [congruent(_damped(g, target.damping), basis.parts["rows"]) for g in target.G]
+        costs = [triangular(congruent(_damped(g, target.damping), basis.parts["rows"]), TINY).cost for g in target.G]
+    elif right is not None and right.is_by_tap:
+        costs = [right.costs(factor) for factor in target.column_factors]
     else:
-        right = basis.right(target)
         assert right is not None
-        # For taps alone some of the channels tell enough: the factor takes n^3 operations.
-        metrics = [right.congruent(_damped(_sample(a, right.taps) if len(basis.parts) == 1 and part == "taps" else a,
-                                           target.damping)) for a in target.A]
-    logs = np.mean([np.log(triangular(metric, TINY).cost) for metric in metrics], axis=0)
+        costs = [triangular(right.congruent(_damped(a, target.damping, right)), TINY).cost for a in target.A]
+    logs = np.mean([np.log(cost) for cost in costs], axis=0)
     size = len(basis.parts[part])
     if part == "columns":
         logs = logs.reshape(size, -1).mean(axis=1)
@@ -214,8 +217,12 @@ def _quantise(target: LayerTarget, price: float, basis: _Basis, name: str, confi
     """Coefficients for a basis as it is, with error feedback in their own metric."""
     right, left = basis.right(target), basis.parts.get("rows")
     w, a, g = target.W, target.A, target.G
-    if right is not None:
-        metrics = [_damped(part, target.damping) for part in a]
+    factors: list[Triangular] | None = None
+    if right is not None and right.is_by_tap:
+        w = np.stack([right.inverted(part) for part in w])
+        factors = [right.factor(factor) for factor in target.column_factors]
+    elif right is not None:
+        metrics = [_damped(part, target.damping, right) for part in a]
         w = np.stack([right.solve(metric, part) for metric, part in zip(metrics, w, strict=True)])
         a = np.stack([right.congruent(metric) for metric in metrics])
     if left is not None:
@@ -224,6 +231,8 @@ def _quantise(target: LayerTarget, price: float, basis: _Basis, name: str, confi
         g = np.stack([congruent(metric, left) for metric in metrics])
     damping = target.damping if right is None else TINY
     inner = LayerTarget(target.layer, basis.shape(target), w, a, g, target.absorbed and left is None, damping)
+    if factors is not None:
+        inner = inner.with_factors({"column_factors": factors})
     small = config.mode == "small"
     options = scalar.ScalarOptions(feedback=config.feedback, centroids=False, trellis=trellis, seen=small)
     code, steps = scalar.encode(inner, price, options)
@@ -237,8 +246,10 @@ def _quantise(target: LayerTarget, price: float, basis: _Basis, name: str, confi
                           basis.dct if basis.dct is not None else codes.get("taps"), basis.joint, target.swapped,
                           basis.exponents)
     mode = section.SMALL if small else section.FAST
-    bits = 8.0 * len(section.encode([whole], [target.shape], mode))
     side = 8.0 * section.basis_bytes(whole, target.shape, mode)
+    counted, shape, times = scalar.first_rows(code, target.shape) if basis.by_row else (code, target.shape, 1.0)
+    bits = 8.0 * len(section.encode([replace(whole, coefficients=counted)], [shape], mode))
+    bits = (bits - side) * times + side
     rank = "".join(f", {len(basis.parts[part])} of {basis.parts[part].shape[1]}" for part in basis.stored
                    if len(basis.parts[part]) < basis.parts[part].shape[1])
     label = f"{name}{rank}, trellis of {code.trellis}" if code.trellis else name + rank
@@ -260,16 +271,12 @@ def _live(basis: _Basis, code: TransformCode) -> _Basis | None:
     return shorter if shorter is not basis else None
 
 
-def _damped(metric: npt.NDArray[np.floating], damping: float) -> Matrix:
-    """A metric as a full matrix with `damping` of its mean diagonal added, as `metric.triangular` does."""
+def _damped(metric: npt.NDArray[np.floating], damping: float, right: ColumnMap | None = None) -> Matrix:
+    """A metric as a full matrix with `damping` of its mean diagonal added, as `metric.triangular` does; a diagonal one
+    as it is where `right` acts on taps alone, so that channels go on to know nothing of each other."""
+    if metric.ndim == 1 and right is not None and right.channels is None:
+        mean = float(metric.mean())
+        return np.asarray(metric + (damping * mean if mean > 0 else 1.0), dtype=np.float64)
     full = np.diag(metric).astype(np.float64) if metric.ndim == 1 else metric.astype(np.float64)
     mean = float(np.trace(full)) / max(len(full), 1)
     return np.asarray((full + full.T) / 2 + np.eye(len(full)) * (damping * mean if mean > 0 else 1.0))
-
-
-def _sample(metric: npt.NDArray[np.floating], taps: int) -> npt.NDArray[np.floating]:
-    """The metric [n, n] or [n] of at most SAMPLED inputs: of evenly spread whole channels."""
-    channels = len(metric) // taps
-    kept = np.unique(np.linspace(0, channels - 1, max(1, min(channels, SAMPLED // taps))).astype(np.int64))
-    index = (kept[:, None] * taps + np.arange(taps)).ravel()
-    return np.asarray(metric[index] if metric.ndim == 1 else metric[np.ix_(index, index)])

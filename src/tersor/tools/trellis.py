@@ -33,8 +33,9 @@ _F64 = native.array(np.float64)
 _OUT = native.array(np.float64, writable=True)
 _block = native.function("tersor_trellis_block", [
     _OUT, _F64, native.INT64, native.INT64, native.INT64, native.INT64, native.INT64, native.POINTER,
-    native.POINTER, _F64, _F64, _F64, _F64, native.array(np.int32), native.INT64, native.INT64, native.INT64,
-    native.INT64, native.array(np.uint8, writable=True), native.array(np.int32, writable=True), _OUT, _OUT])
+    native.INT64, native.POINTER, _F64, _F64, _F64, _F64, native.array(np.int32), native.INT64, native.INT64,
+    native.INT64, native.INT64, native.array(np.uint8, writable=True), native.array(np.int32, writable=True), _OUT,
+    _OUT])
 
 
 @dataclass(frozen=True)
@@ -69,22 +70,22 @@ def quantize(target: Matrix, columns: Triangular, rows: Triangular,
     if rows.upper is not None:
         # weights[r, i] = V_ir / V_ii for i < r
         weights = np.ascontiguousarray(np.tril((rows.upper / np.diag(rows.upper)[:, None]).T, -1))
-    block = n if n <= WHOLE else BLOCK
+    block = n if n <= WHOLE else columns.cuts(BLOCK)
     for first in range(0, n, max(block, 1)):
         last = min(first + block, n)
         end = min(last + LOOK, n)
         scaled = np.zeros((m, last - first))
-        diagonal = None
-        if columns.upper is not None:
-            diagonal = np.ascontiguousarray(columns.upper[first:end, first:end])
+        diagonal = columns.within(first, end)
         native.check(_block(
-            work, carried, m, n, first, last - first, end - last, native.pointer(diagonal), native.pointer(weights),
+            work, carried, m, n, first, last - first, end - last, native.pointer(diagonal), columns.run,
+            native.pointer(weights),
             rounding.step, rounding.price, np.ascontiguousarray(columns.cost[first:end]), rounding.bits,
             rounding.row_class, len(rounding.bits), REACH, LIMIT, rounding.states, state, codes, scaled, quantised),
             "searching a trellis")
-        if columns.upper is not None and last < n:
+        beyond = columns.beyond(first, last)
+        if beyond is not None:
             tail = torch.from_numpy(carried[:, last:])
-            tail -= torch.from_numpy(scaled) @ torch.from_numpy(columns.upper[first:last, last:])
+            tail -= torch.from_numpy(scaled) @ torch.from_numpy(beyond)
     return codes, quantised
 
 
