@@ -15,9 +15,11 @@ import tersor
 from tersor.adapters.inventory import WeightLayer
 from tersor.adapters.module import inventory_of_module
 from tersor.choice import Chooser
+from tersor.codes import codes_of
 from tersor.config import ALL_TRANSFORMS, Config, KernelConfig, TransformConfig
 from tersor.encoding import Plan
 from tersor.errors import ConfigError
+from tersor.synthesis.scalar import ScalarCode
 from tersor.tools import sampling, scalar
 from tersor.tools.target import unmeasured_target
 
@@ -114,10 +116,25 @@ def test_efforts_bring_in_tools() -> None:
     each = [Config(effort=effort) for effort in range(1, 10)]
     assert [config.feedback for config in each] == [effort >= 2 for effort in range(1, 10)]
     assert [config.two_sided for config in each] == [effort >= 3 for effort in range(1, 10)]
-    assert [config.trellis for config in each] == [effort in (4, 6, 7, 8, 9) for effort in range(1, 10)]
+    assert [config.tries_trellis for config in each] == [effort in (4, 6, 7, 8, 9) for effort in range(1, 10)]
     assert [config.corrected for config in each] == [effort >= 5 for effort in range(1, 10)]
     assert "elt" in Config(effort=5, tools=("transform",)).tried_transforms
     assert Config(transform=TransformConfig(transforms=("klt",))).tried_transforms == ("klt",)
+
+
+def test_trellis_on_and_off() -> None:
+    model, x = smooth_network()
+    stats = tersor.calibrate(model, [x])
+
+    def states(**options: object) -> set[int]:
+        packed = tersor.compress(model, stats, bits=4.0, effort=6, **options)
+        return {code.trellis for code in codes_of(packed.data).values() if isinstance(code, ScalarCode)}
+
+    assert max(states()) == 8
+    assert states(trellis=False) == {0}
+    assert Config(effort=5, trellis=True).tries_trellis and not Config(effort=9, trellis=False).tries_trellis
+    with pytest.raises(ConfigError, match="trellis=8"):
+        Config(trellis=8)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wrong", [("elt+klt",), ("dct2+dct1",), ("elt-joint+dct2",), ("fourier",), (), "elt"])

@@ -123,7 +123,7 @@ class Chooser:
                 offers = self._offers(some, price, [Variant("scalar")])
             variant, best = min(offers, key=lambda offer: cost(offer[1]))
             # A trellis helps all alike: only the best so far is worth the time.
-            if self.config.trellis and best.tool != "kernels" and target.count >= FEWEST:
+            if self.config.tries_trellis and best.tool != "kernels" and target.count >= FEWEST:
                 offers += self._offers(some, price, [replace(variant, trellis=8)])
                 variant, best = min(offers, key=lambda offer: cost(offer[1]))
             least = max(cost(best), 1e-300)

@@ -189,6 +189,8 @@ class Config:
       From 5 on, where the statistics kept samples, a second walk through the network in the order of the data: every
       layer makes up for the errors of those before it; 5 without a trellis, 6 with. 7 (the default): some transforms
       of the taps, too; 8: all of them; 9: all transforms, and kernels.
+    * `trellis`: whether dependent quantization may be used; None: by `effort`. False where the file is to be trained
+      (`tersor.finetune`): single integers of a trellis cannot move without those after them.
     * `keep_exact`: BatchNorm and every other tensor that is no weight matrix stays bit-exact.
     * `digest`: the SHA-256 of all decoded tensors is put into the file (about 60 bytes); `verify` compares it.
     * `layers`: regular expression (matched against the whole weight name) -> LayerConfig; the first match
@@ -200,6 +202,7 @@ class Config:
     mode: str = "small"
     decode_budget: float | None = None
     effort: int = DEFAULT_EFFORT
+    trellis: bool | None = None
     keep_exact: bool = False
     digest: bool = False
     layers: Mapping[str, LayerConfig] = field(default_factory=dict)
@@ -225,6 +228,8 @@ class Config:
             raise ConfigError(f"decode_budget={self.decode_budget!r} must be a positive number of seconds")
         if not isinstance(self.effort, int) or not MIN_EFFORT <= self.effort <= MAX_EFFORT:
             raise ConfigError(f"effort={self.effort!r} must be an integer from {MIN_EFFORT} to {MAX_EFFORT}")
+        if self.trellis not in (None, False, True):
+            raise ConfigError(f"trellis={self.trellis!r} must be True, False or None")
         for pattern, layer in self.layers.items():
             if not isinstance(layer, LayerConfig):
                 raise ConfigError(f"layers[{pattern!r}] must be a LayerConfig, not {type(layer).__name__}")
@@ -288,8 +293,10 @@ class Config:
         return self.effort >= ROWS_EFFORT
 
     @property
-    def trellis(self) -> bool:
+    def tries_trellis(self) -> bool:
         """Whether trellis-coded quantization is tried."""
+        if self.trellis is not None:
+            return self.trellis
         return self.effort == STATIC_TRELLIS_EFFORT or self.effort >= TRELLIS_EFFORT
 
     @property

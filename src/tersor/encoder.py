@@ -230,7 +230,7 @@ class Job:
             other += sum(tensors[name].nbytes // 2 for name in self.plan.raw) + len(self.plan.inventory.source) // 4
             config = self.plan.config
             saved = CONTEXT_GAIN if config.mode == "small" else STATIC_GAIN
-            saved *= TRELLIS_GAIN if config.trellis and not self.plan.shared else 1.0
+            saved *= TRELLIS_GAIN if config.tries_trellis and not self.plan.shared else 1.0
             bits = max(target - other, 0.0) * 8.0 / weights / saved
             start = -min(bits, 16.0) if self.plan.shared else self.first_guess(bits)
 

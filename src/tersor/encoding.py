@@ -235,7 +235,7 @@ class Encoding:
         if target.name in self.shared:
             return
         config = self.plan.config
-        if config.rivals(target.name) == ("scalar",) and not config.trellis:
+        if config.rivals(target.name) == ("scalar",) and not config.tries_trellis:
             self.scalars[target.name], _ = scalar.encode(target, self.price,
                                                          scalar.ScalarOptions(feedback=config.feedback,
                                                                               two_sided=config.two_sided))

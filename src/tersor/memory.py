@@ -96,7 +96,7 @@ def _layer_bytes(plan: Plan, name: str) -> int:
     config = plan.config
     measured = plan.statistics is not None and name in plan.statistics.layers
     each = FED_BACK if measured and config.feedback else ALONE
-    if config.trellis or len(config.rivals(name)) > 1:
+    if config.tries_trellis or len(config.rivals(name)) > 1:
         each += RIVALS
     taps = prod(plan.inventory.tensors[name].shape[2:])
     if "transform" in config.rivals(name) and (taps > 1 or config.effort >= KERNEL_EFFORT or config.tools):

@@ -31,6 +31,8 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--effort", type=int, choices=range(MIN_EFFORT, MAX_EFFORT + 1), metavar="N",
                         default=DEFAULT_EFFORT,
                         help=f"{MIN_EFFORT} to {MAX_EFFORT}: time for bytes (default: %(default)s)")
+    parser.add_argument("--no-trellis", action="store_true",
+                        help="no dependent quantization at any effort: for files that are to be trained")
     parser.add_argument("--keep-exact", action="store_true",
                         help="keep every tensor that is no weight matrix bit for bit")
     parser.add_argument("--digest", action="store_true",
@@ -88,6 +90,6 @@ def encoder_config(options: argparse.Namespace) -> Config:
     bits = KernelConfig.value_bits if options.kernel_bits is None else options.kernel_bits
     mode = options.mode or ("small" if options.decode_budget is None else "auto")
     return Config(tools=options.tool, mode=mode, decode_budget=options.decode_budget, effort=options.effort,
-                  keep_exact=options.keep_exact,
+                  trellis=False if options.no_trellis else None, keep_exact=options.keep_exact,
                   digest=options.digest, layers=layers, codebook=CodebookConfig(**chosen), transform=transform,
                   kernels=KernelConfig(size=options.kernels, value_bits=bits))
