@@ -1,11 +1,12 @@
 """Bytes at no loss and at one point, without tuning, with label-free recovery, with fine-tuning:
 `python benchmarks/finetuned.py [CASE ...]`.
 
-A case is NETWORK:BITS. The network is compressed at the default effort (320 training images, no labels); the file is
-recovered on those 320 images (`tersor.training.recovery`), and fine-tuned on views of all training images
-(`tersor.finetune`), both to give the answers of the fp32 network and at no more bytes. All three files are restored
-into networks of random weights and measured on test images, which nothing else has seen. An interrupted case goes on
-from its checkpoints. Writes benchmarks/results/finetuned.json and docs/finetuned.md.
+A case is NETWORK:BITS. *Without tuning*: the network compressed at the default effort, calibrated on 640 training
+images. *Recovered*: that file after a short distillation on 320 of those images (`tersor.training.recovery`).
+*Fine-tuned*: a larger file without a trellis, trained on views of training images down to the bytes of the first
+(`tersor.finetune`). No labels anywhere. All three files are restored into networks of random weights and measured on
+test images, which nothing else has seen. An interrupted case goes on from its checkpoints. Writes
+benchmarks/results/finetuned.json and docs/finetuned.md.
 """
 
 from __future__ import annotations
@@ -13,20 +14,17 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import common
 import torch
-from cifar_views import mixed
-from common import Case, Cases, CifarResNet, data_folder, read_json
-from image_data import HELD_OUT, Pair, normalised, read, split
-from lnq_lenet5 import augmented, digits
-from networks import LeNet5, cifar, load, load_zoo
-from torch import Tensor, nn
+from cifar_views import divergence
+from common import Case, Cases, data_folder, read_json
+from finetuned_networks import BATCH, CALIBRATION, JUDGES, VIEWS, Bench, bench
+from torch import Tensor
 
 import tersor
 from tersor import evaluate
@@ -34,18 +32,18 @@ from tersor.packed import Packed
 from tersor.training.loop import finetune
 from tersor.training.recovery import recover
 
-LOSSLESS = ("resnet20", "resnet32", "resnet56")
-"""Networks of the data folder, for lossless images; the others are of examples/zoo, for JPEG copies."""
 RATES = {
-    "lenet5": (0.4, 0.3, 0.2),
-    "resnet20": (2.0, 1.6, 1.3, 1.0, 0.8), "resnet32": (1.6, 1.3, 1.0, 0.8), "vgg16_bn_cifar": (1.0, 0.7, 0.5),
-    "resnet18_cifar": (1.3, 1.0, 0.7), "densenet_cifar": (2.0, 1.6, 1.3),
+    "lenet5": (0.2, 0.12), "resnet20": (1.3, 1.0, 0.8), "resnet32": (1.0, 0.8), "vgg16_bn_cifar": (0.7, 0.5),
+    "resnet18_cifar": (1.0, 0.8), "densenet_cifar": (1.6, 1.25),
 }  # fmt: skip
 ABLATION = ("resnet20:1.3:ablation", "resnet20:1.6:ablation", "resnet20:2:ablation")
 CASES = Cases([*(f"{name}:{bits:g}" for name, every in RATES.items() for bits in every), *ABLATION],
               common.RESULTS / "finetuned.json", common.ROOT / "docs" / "finetuned.md")  # fmt: skip
-CALIBRATION, JUDGES = 320, 768
-STEPS, BATCH, LOOKS = 600, 64, 12
+RECOVERY = 320
+STEPS, LOOKS = 4000, 16
+BEFORE = 1.17
+"""Bits/weight with which training begins, over those with which it ends."""
+TEMPERATURE = 2.0
 EFFORTS = {"error feedback on the statistics as measured, scales and biases re-fitted (effort 4)": 4,
            "targets corrected for the errors before them (effort 5)": 5, "trellis (6)": 6,
            "transforms of the taps (7)": 7}  # fmt: skip
@@ -53,90 +51,28 @@ DISTILLED = {"+ distillation: BatchNorms and biases": 0.0, "+ distillation: inte
 WAYS = {"plain": "without tuning", "recovered": "label-free recovery", "tuned": "fine-tuned"}
 HEAD = """# Fine-tuned
 
-Networks on CIFAR-10 (LeNet-5: MNIST), compressed at the default effort; the same files after label-free recovery on the
-320 calibration images, and after fine-tuning. Bytes are those of whole files, which are restored into networks of
-random weights before they are measured. *No loss*: the 95% interval of the paired difference in top-1 to the fp32
-network includes 0 (Agresti and Min). *1 point*: its mean is at most 1. Both are the smallest file of the rates that
-were tried (below): a finer ladder finds smaller ones. Nothing was chosen on test images.
+Networks on CIFAR-10 (LeNet-5: MNIST), compressed at the default effort with {calibration} calibration images; the
+same files after label-free recovery on {recovery} of these; and files of the same bytes after fine-tuning. Bytes are
+those of whole files, which are restored into networks of random weights before they are measured. *No loss*: the 95%
+interval of the paired difference in top-1 to the fp32 network includes 0 (Agresti and Min). *1 point*: its mean is at
+most 1. Both are the smallest file of the rates that were tried (below): a finer ladder finds smaller ones. Nothing
+was chosen on test images.
 
 {recipe}
 """
-RECIPE = """Fine-tuning: {steps} batches of {batch} views (crops, mirror images, blends) of training images, the answers
-of the fp32 network as targets, no labels; of the files on the way, none larger than the first, the one with the lowest
-divergence on {judges} held-out training images.
-
-So short a training on one core changes little, least of all integers of a trellis: one begins about a sub-step away
-from where another path is nearer. Where files are made smaller by training (`examples/zoo/lenet5.tersor`,
-`resnet32.tersor`), it took 6,000 batches and more of 128, of integers without a trellis (effort 5)."""
+RECIPE = """Fine-tuning: {steps} batches of {batch} of {views:,} views (crops, mirror images, blends) of training
+images, with answers to them as targets and no labels. For the ResNets of the data folder these are the
+mean answers of ResNet-20, 32 and 56, so that the small network also learns from larger ones, and the
+views come from lossless images and JPEG copies; other networks learn from themselves. Training begins
+with a file of {before} times the bytes, without a trellis (`compress(..., trellis=False)`), and the price
+of a bit rises until the size is reached; of the files on the way that are small enough the one is taken
+whose answers are nearest to the teachers' on {judges} held-out training images."""
 NOTE = """The first four are what `tersor.compress` does by itself, by its effort. Distillation on the calibration
 samples (`tersor.training.recovery.recover`, 100 batches of 64 views) is not part of it: 320 images judge it better than
 others do. (At effort 5 it lowered KL from 0.0245 to 0.0237 on 1,000 images, for 20 CPU seconds.) Another sweep over the
 rows of a layer after its encoding, each row searched anew given the errors of all others, was tried as well: it lowers
 the distortion of a layer by 1 to 3% for more time than the encoding, and was left out."""
 COLUMNS = "| network | bits/weight | way | bytes | drop of top-1 | KL | CPU seconds |"
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A network with its images, as it wants them: `calibration` and `judging` without labels, `test`, and `views`:
-    batches without end to train on, by a seed."""
-
-    name: str
-    model: nn.Module
-    file_bytes: int
-    calibration: Tensor
-    judging: Tensor
-    test: Pair
-    views: Callable[[int], Iterator[Tensor]]
-
-    def fresh(self) -> nn.Module:
-        """The same architecture with random weights."""
-        if self.name == "lenet5":
-            return LeNet5().eval()
-        if self.name in LOSSLESS:
-            return CifarResNet(int(self.name.removeprefix("resnet"))).eval()
-        return cifar(self.name.removesuffix("_cifar")).eval()
-
-
-def bench(name: str, data: Path, cache: Path | None) -> Bench:
-    """A network of `RATES`."""
-    if name == "lenet5":
-        return mnist(data / "mnist")
-    folder = data / "cifar10"
-    lossless = name in LOSSLESS
-    kind = "" if lossless else "jpeg_"
-    training, judging = split(read(folder / f"{kind}train.npz", cache), HELD_OUT)
-    if lossless:
-        path = folder / f"{name}.safetensors"
-        model = load(CifarResNet(int(name.removeprefix("resnet"))), path)
-    else:
-        path = common.ROOT / "examples" / "zoo" / f"{name}.safetensors"
-        model = load_zoo(name)
-    images, labels = read(folder / f"{kind}test.npz", cache)
-    model = model.to(memory_format=torch.channels_last)
-    return Bench(name, model, path.stat().st_size, ready(training[0][:CALIBRATION]), ready(judging[0][:JUDGES]),
-                 (ready(images), labels), partial(views, training[0]))  # fmt: skip
-
-
-def mnist(folder: Path) -> Bench:
-    """LeNet-5, and digits; views are turned, scaled and sheared a little."""
-    path, images = folder / "lenet5_caffe.safetensors", digits(folder)
-    train = images.train[0]
-
-    def batches(seed: int) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            chosen = torch.randint(len(train), (BATCH,), generator=generator)
-            yield augmented(train[chosen], generator)
-
-    model = load(LeNet5(), path).to(memory_format=torch.channels_last)
-    return Bench("lenet5", model, path.stat().st_size, train[:CALIBRATION], images.held_out[0][:JUDGES], images.test,
-                 batches)  # fmt: skip
-
-
-def ready(images: Tensor) -> Tensor:
-    """uint8 [N, 3, 32, 32] -> float32, channels last in memory."""
-    return normalised(images).contiguous(memory_format=torch.channels_last)
 
 
 def main() -> None:
@@ -161,13 +97,14 @@ def measured(case: str, options: argparse.Namespace) -> Case:
         return Path(options.files / f"{name}_{bits}{ending}")
 
     reference = evaluate.logits(on.model, on.test[0].split(250))
-    found: Case = {"steps": options.steps, "fp32_bytes": on.file_bytes, "count": len(on.test[1]),
+    found: Case = {"steps": options.steps, "fp32_bytes": on.file_bytes(), "count": len(on.test[1]),
                    "fp32": float((reference.argmax(1) == on.test[1]).double().mean())}  # fmt: skip
     plain = kept(path(".plain.tersor"), lambda: compressed(on, float(bits)))
     ways = {
         "plain": lambda: plain,
-        "recovered": lambda: recover(plain, on.model, on.calibration, autocast=torch.bfloat16, progress=print),
-        "tuned": lambda: tuned(on, plain, options.steps, path(".checkpoint")),
+        "recovered": lambda: recover(plain, on.model, on.calibration[:RECOVERY], autocast=torch.bfloat16,
+                                     progress=print),
+        "tuned": lambda: tuned(on, float(bits), plain.size, options.steps, path(".checkpoint")),
     }
     for way, make in ways.items():
         begun = time.process_time()
@@ -187,7 +124,8 @@ def ablated(case: str, options: argparse.Namespace) -> Case:
     name, bits, _ = case.split(":")
     on = bench(name, data_folder(options.data), options.cache)
     statistics = tersor.calibrate(on.model, on.calibration.split(80))
-    reference = evaluate.logits(on.model, on.judging.split(256))
+    judging = [x for x, _ in on.judging]
+    reference = evaluate.logits(on.model, judging)
     found: Case = {}
 
     def judge(label: str, make: Any) -> Packed:
@@ -195,7 +133,7 @@ def ablated(case: str, options: argparse.Namespace) -> Case:
         packed: Packed = make()
         seconds = time.process_time() - begun
         restored = tersor.restore(packed.data, into=on.fresh())
-        compared = evaluate.compare(reference, evaluate.logits(restored, on.judging.split(256)))
+        compared = evaluate.compare(reference, evaluate.logits(restored, judging))
         found[label] = {"bytes": packed.size, "kl": compared.kl, "kl_error": compared.kl_error,
                         "cpu_seconds": round(seconds, 1)}  # fmt: skip
         print(" ", label, found[label], flush=True)
@@ -203,8 +141,9 @@ def ablated(case: str, options: argparse.Namespace) -> Case:
 
     for label, effort in EFFORTS.items():
         packed = judge(label, partial(tersor.compress, on.model, statistics, bits=float(bits), effort=effort))
+    samples = on.calibration[:RECOVERY]
     for label, rate in DISTILLED.items():
-        judge(label, partial(recover, packed, on.model, on.calibration, latents=rate, autocast=torch.bfloat16))
+        judge(label, partial(recover, packed, on.model, samples, latents=rate, autocast=torch.bfloat16))
     return found
 
 
@@ -217,24 +156,22 @@ def kept(path: Path, make: Any) -> Packed:
         return Packed(data, file.manifest.parameters, 1.0)
 
 
-def compressed(on: Bench, bits: float) -> Packed:
+def compressed(on: Bench, bits: float, **options: Any) -> Packed:
     statistics = tersor.calibrate(on.model, on.calibration.split(80))
-    return tersor.compress(on.model, statistics, bits=bits)
+    return tersor.compress(on.model, statistics, bits=bits, **options)
 
 
-def tuned(on: Bench, packed: Packed, steps: int, checkpoint: Path) -> Packed:
-    """Fine-tuned on views of all training images."""
-    return finetune(packed, on.model, on.views, steps=steps, held_out=on.judging.split(256),
+def tuned(on: Bench, bits: float, size: int, steps: int, checkpoint: Path) -> Packed:
+    """Trained on views of training images, to `size` bytes."""
+    larger = kept(checkpoint.with_suffix(".start.tersor"), lambda: compressed(on, BEFORE * bits, trellis=False))
+    return finetune(larger, on.model, on.batches, loss=distance, steps=steps, size=size, held_out=on.judging,
                     every=max(1, steps // LOOKS), autocast=torch.bfloat16, checkpoint=checkpoint,
                     progress=lambda line: print(" ", line, flush=True))  # fmt: skip
 
 
-def views(images: Tensor, seed: int) -> Iterator[Tensor]:
-    """Batches without end: shifted and mirrored training images, half of them blended with another."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        for batch in mixed([images], 512, generator):
-            yield from (ready(part) for part in batch.split(BATCH))
+def distance(outputs: Tensor, answers: Tensor) -> Tensor:
+    """Softened divergence from the teachers' answers."""
+    return TEMPERATURE**2 * divergence(outputs.float() / TEMPERATURE, answers / TEMPERATURE)
 
 
 def page(cases: dict[str, Case]) -> str:
@@ -243,7 +180,8 @@ def page(cases: dict[str, Case]) -> str:
     cases = {key: case for key, case in cases.items() if key not in ABLATION}
     networks = [name for name in RATES if any(case.startswith(f"{name}:") for case in cases)]
     steps = max((case["steps"] for case in cases.values()), default=STEPS)
-    lines = [HEAD.format(recipe=RECIPE.format(steps=steps, batch=BATCH, judges=JUDGES)),
+    recipe = RECIPE.format(steps=f"{steps:,}", batch=BATCH, views=VIEWS, before=BEFORE, judges=JUDGES)
+    lines = [HEAD.format(recipe=recipe, calibration=CALIBRATION, recovery=RECOVERY),
              "| network | fp32 top-1 | fp32 bytes | " + " | ".join(
                  f"{title}: no loss | 1 point" for title in WAYS.values()) + " | NNCodec: no loss | 1 point |",
              "|---|" + "---|" * (2 * len(WAYS) + 4)]  # fmt: skip
