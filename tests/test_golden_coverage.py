@@ -83,12 +83,12 @@ def seen() -> tuple[Seen, dict[str, set[object]], set[int], set[str], set[str]]:
 
 def kinds_of_tables(payload: bytes, at: int, precision: int, classes: int) -> list[int]:
     """The first byte of each table of a payload, which the library's own fallback parses."""
-    from tersor.bitstream.fallback.rans import _Bytes, _Table
-    source, kinds = _Bytes(payload), []
+    from tersor.bitstream.fallback.rans_header import Bytes, Table
+    source, kinds = Bytes(payload), []
     source.at = at
     for _ in range(classes):
         kinds.append(payload[source.at])
-        _Table(source, precision)
+        Table(source, precision)
     return kinds
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .bitstream import digest as digest_module
-from .bitstream.buffers import as_array
+from .bitstream.buffers import as_array, on_gpu
 from .bitstream.container import open_source, read_manifest, read_section
 from .bitstream.dtypes import NUMPY
 from .bitstream.manifest import Manifest, TensorRecord
@@ -97,13 +97,8 @@ class TersorFile(Mapping[str, Array]):
                         for place, index in enumerate(members)}
 
     def __getitem__(self, name: str) -> Array:
-        index = self._index[name]
-        record = self.manifest.tensors[index]
-        if record.alias_of is not None:
-            index = record.alias_of
-            record = self.manifest.tensors[index]
-        assert record.section is not None  # the manifest was checked: an alias points to a plain tensor
-        return self._decoded(record.section)[self._places[index]]
+        section, place = self.place(name)
+        return self._decoded(section)[place]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._index)
@@ -166,6 +161,15 @@ class TersorFile(Mapping[str, Array]):
         """dtype and shape of a tensor, without decoding it."""
         return self.manifest.tensors[self._index[name]]
 
+    def place(self, name: str) -> tuple[int, int]:
+        """The section that holds a tensor (or the one that it shares its values with), and its place in there."""
+        index = self._index[name]
+        alias = self.manifest.tensors[index].alias_of
+        index = index if alias is None else alias
+        section = self.manifest.tensors[index].section
+        assert section is not None  # the manifest was checked: an alias points to a plain tensor
+        return section, self._places[index]
+
     def payload(self, section: int) -> bytes:
         """The coded bytes of a section of the manifest, checked, not decoded."""
         return read_section(self._source, self.manifest, section)
@@ -186,20 +190,21 @@ class TersorFile(Mapping[str, Array]):
     def read_into(self, buffers: Mapping[str, Any]) -> None:
         """Decode tensors into memory that the caller owns; keeps nothing.
 
-        buffers: name -> C-contiguous NumPy array or CPU torch tensor of the file's element type and shape. Float32
-        weights of tool scalar are decoded right there, all else is copied. A section is decoded once, so give all
-        names at once. Raises KeyError for an unknown name, ValueError or TypeError for a buffer that does not fit,
-        before anything is written; after a FormatError the content of the buffers means nothing.
+        buffers: name -> C-contiguous NumPy array or torch tensor of the file's element type and shape. Float32
+        weights of tool scalar are decoded right there, all else is copied. Tensors may be on a GPU: see `tersor.gpu`. A
+        section is decoded once, so give all names at once. Raises KeyError for an unknown name, ValueError or TypeError
+        for a buffer that does not fit, before anything is written; after a FormatError the content of the buffers means
+        nothing.
         """
-        tensors = self.manifest.tensors
+        if any(on_gpu(buffer) for buffer in buffers.values()):
+            # By name, as coding tools are: this module needs no torch, and that one does.
+            importlib.import_module(".gpu", __package__).read_into(self, buffers)
+            return
         wanted: dict[int, list[tuple[int, Array]]] = {}
         for name, buffer in buffers.items():
-            record = tensors[self._index[name]]
-            index = self._index[name] if record.alias_of is None else record.alias_of
-            section = tensors[index].section
-            assert section is not None
-            target = as_array(name, buffer, record.dtype, record.shape)
-            wanted.setdefault(section, []).append((self._places[index], target))
+            record = self.record(name)
+            section, place = self.place(name)
+            wanted.setdefault(section, []).append((place, as_array(name, buffer, record.dtype, record.shape)))
         several = 1 < self._threads <= len(wanted) // 2
 
         def fill(section: int) -> None:

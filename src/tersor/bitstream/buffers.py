@@ -44,11 +44,8 @@ def as_array(name: str, buffer: Any, dtype: str, shape: tuple[int, ...]) -> npt.
         if buffer.device.type != "cpu" or not buffer.is_contiguous():
             raise ValueError(f"{name}: a tensor on {buffer.device} with strides {tuple(buffer.stride())} was given; "
                              f"decoding needs a contiguous one on the CPU")
+        check_torch(name, buffer, dtype, shape)
         raw: npt.NDArray[np.uint8] = buffer.detach().reshape(-1).view(torch.uint8).numpy()
-        kind = str(buffer.dtype).removeprefix("torch.")
-        if kind != _TORCH.get(dtype, NUMPY[dtype].name) or tuple(buffer.shape) != shape:
-            raise ValueError(f"{name}: the file has {dtype} {list(shape)}, a {kind} tensor of shape "
-                             f"{list(buffer.shape)} was given")
         return raw.view(NUMPY[dtype]).reshape(shape)
     if not isinstance(buffer, np.ndarray):
         raise TypeError(f"{name}: {type(buffer).__name__} was given; decoding needs a NumPy array or a torch tensor")
@@ -58,6 +55,29 @@ def as_array(name: str, buffer: Any, dtype: str, shape: tuple[int, ...]) -> npt.
     if not buffer.flags.c_contiguous or not buffer.flags.writeable:
         raise ValueError(f"{name}: the array is read-only or not C-contiguous; decoding needs one that is neither")
     return buffer
+
+
+def check_torch(name: str, tensor: Any, dtype: str, shape: tuple[int, ...]) -> None:
+    """Raise ValueError where a torch tensor, wherever it is, has not the file's element type and shape."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if kind != _torch_name(dtype) or tuple(tensor.shape) != shape:
+        raise ValueError(f"{name}: the file has {dtype} {list(shape)}, a {kind} tensor of shape "
+                         f"{list(tensor.shape)} was given")
+
+
+def torch_dtype(dtype: str) -> Any:
+    """The torch.dtype of an element type of files; torch must be loaded."""
+    return getattr(sys.modules["torch"], _torch_name(dtype))
+
+
+def on_gpu(buffer: Any) -> bool:
+    """Whether it is a torch tensor in the memory of a GPU."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(buffer, torch.Tensor) and buffer.device.type == "cuda"
+
+
+def _torch_name(dtype: str) -> str:
+    return _TORCH.get(dtype, NUMPY[dtype].name)
 
 
 _TORCH = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BOOL": "bool"}

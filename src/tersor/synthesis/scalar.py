@@ -40,7 +40,7 @@ SHIFT_UNIT = 64
 MAX_SHIFT = 48
 MAX_REACH = 4096
 """Reconstruction levels up to this |q| come from a table, beyond it there is no shift."""
-_SAFE_STEP = 2.0**95
+SAFE_STEP = 2.0**95
 """Up to this step no level (at most 2^32) gives a weight beyond the range of float32."""
 
 # Contexts of the integer code.
@@ -80,7 +80,7 @@ class ScalarCode:
         """float32 [rows, columns]: what a decoder restores, before rounding to the element type."""
         if self.trellis:
             return trellis.restore(self.q, self.trellis, self.row_steps())
-        return _levels_of(self.q, self.shift) * self.row_steps()[:, None]
+        return levels_of(self.q, self.shift) * self.row_steps()[:, None]
 
     def tensor(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """The restored tensor, float32 of the given shape."""
@@ -165,7 +165,7 @@ def decode(payload: bytes, records: Sequence[TensorRecord], limits: Limits, thre
     Memory: besides the result, in the small mode or with a trellis 4 bytes per weight of each part at work. Raises
     FormatError for anything that `encode` cannot have written.
     """
-    mode, tensors, data, cuts = _read_payload(payload, records)
+    mode, tensors, data, cuts = read_payload(payload, records)
     given = into or [None] * len(tensors)
     out = [_matrix_for(tensor, target) for tensor, target in zip(tensors, given, strict=True)]
     if cuts:
@@ -181,7 +181,7 @@ def decode(payload: bytes, records: Sequence[TensorRecord], limits: Limits, thre
             for matrix, tensor, record in zip(out, tensors, records, strict=True)]
 
 
-def _matrix_for(tensor: _Tensor, target: npt.NDArray[np.generic] | None) -> npt.NDArray[np.float32]:
+def _matrix_for(tensor: Coded, target: npt.NDArray[np.generic] | None) -> npt.NDArray[np.float32]:
     """Where the matrix of a tensor is decoded: the given memory where it can be the tensor, else new memory."""
     if target is not None and target.dtype == np.float32 and not tensor.swapped:
         return target.view(np.float32).reshape(tensor.shape.rows, tensor.shape.columns)
@@ -191,7 +191,7 @@ def _matrix_for(tensor: _Tensor, target: npt.NDArray[np.generic] | None) -> npt.
 def decode_codes(payload: bytes, records: Sequence[TensorRecord], limits: Limits = DEFAULT_LIMITS,
                  threads: int = 1) -> list[ScalarCode]:
     """The integers and steps as they are, without the restored tensors; raises as `decode`."""
-    mode, tensors, data, cuts = _read_payload(payload, records)
+    mode, tensors, data, cuts = read_payload(payload, records)
 
     def run(part: int) -> list[npt.NDArray[np.int32]]:
         return _decode_integers(data[part], [tensors[0].part(cuts[part])] if cuts else tensors, mode, limits)
@@ -205,12 +205,12 @@ def decode_codes(payload: bytes, records: Sequence[TensorRecord], limits: Limits
 
 def layout_of(payload: bytes, records: Sequence[TensorRecord]) -> tuple[int, int]:
     """What `encode` was called with besides codes: mode and rows_per_part; raises as `decode`."""
-    mode, _, _, cuts = _read_payload(payload, records)
+    mode, _, _, cuts = read_payload(payload, records)
     return mode, cuts[0].stop if len(cuts) > 1 else 0
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class Coded:
     """What the parameters say about one tensor: all but its integers."""
 
     shape: context.Shape
@@ -222,14 +222,14 @@ class _Tensor:
     row_index: npt.NDArray[np.int64] | None
     resolution: int
 
-    def part(self, rows: slice) -> _Tensor:
+    def part(self, rows: slice) -> Coded:
         """The same for a range of its rows."""
         return replace(self, steps=self.steps[rows], shape=replace(self.shape, rows=rows.stop - rows.start))
 
 
-def _read_payload(payload: bytes, records: Sequence[TensorRecord]
-                  ) -> tuple[int, list[_Tensor], list[memoryview], list[slice]]:
-    """Mode, tensors, parts, and the rows of each part (none: one part with all tensors)."""
+def read_payload(payload: bytes, records: Sequence[TensorRecord]
+                 ) -> tuple[int, list[Coded], list[memoryview], list[slice]]:
+    """Mode, tensors, parts, and the rows of each part (none: one part with all tensors); raises as `decode`."""
     head = varint.ByteReader(payload, "scalar payload")
     mode, tensors, rows_per_part = _read_parameters(head.take(head.varint(), "bytes of parameters"), records)
     starts = range(0, max(tensors[0].shape.rows, 1), rows_per_part) if rows_per_part else range(0)
@@ -243,7 +243,7 @@ def _read_payload(payload: bytes, records: Sequence[TensorRecord]
     return mode, tensors, data, cuts
 
 
-def _read_parameters(data: bytes, records: Sequence[TensorRecord]) -> tuple[int, list[_Tensor], int]:
+def _read_parameters(data: bytes, records: Sequence[TensorRecord]) -> tuple[int, list[Coded], int]:
     """Mode, tensors, and rows per part (0: one part with all tensors)."""
     reader = IntegerReader(data)
     mode = reader.one(_MODE, FAST, SMALL, "the entropy coder of a scalar section")
@@ -270,7 +270,7 @@ def _read_parameters(data: bytes, records: Sequence[TensorRecord]) -> tuple[int,
             rows = spread.take(reader, shape.rows, _CLASS, _ROW, record.name)
         if beyond_grid(step, rows, resolution):
             raise FormatError(f"{record.name}: a step is beyond the grid: the file is corrupt")
-        tensors.append(_Tensor(shape, _row_steps(shape.rows, step, rows, resolution), (first, more), swapped,
+        tensors.append(Coded(shape, _row_steps(shape.rows, step, rows, resolution), (first, more), swapped,
                                states, step, rows, max(resolution, 0)))
     rows_per_part = reader.one(_PART, 0, 1 << 40, "rows per part") if len(records) == 1 else 0
     reader.end()
@@ -296,12 +296,12 @@ def _row_steps(rows: int, step: int, row_index: npt.NDArray[np.int64] | None,
 
 
 @lru_cache(maxsize=64)
-def _levels(shift: tuple[int, int], reach: int) -> npt.NDArray[np.float32]:
+def level_table(shift: tuple[int, int], reach: int) -> npt.NDArray[np.float32]:
     """float32 [2 * reach + 1]: the level of q = -reach .. reach, exact in float32."""
-    return _levels_of(np.arange(-reach, reach + 1, dtype=np.int32), shift)
+    return levels_of(np.arange(-reach, reach + 1, dtype=np.int32), shift)
 
 
-def _levels_of(q: npt.NDArray[np.int32], shift: tuple[int, int]) -> npt.NDArray[np.float32]:
+def levels_of(q: npt.NDArray[np.int32], shift: tuple[int, int]) -> npt.NDArray[np.float32]:
     magnitude = np.abs(q.astype(np.int64))
     units = np.where(magnitude > 1, shift[1], np.where(magnitude == 1, shift[0], 0))
     less = np.where(magnitude > MAX_REACH, 0, units) / SHIFT_UNIT
@@ -318,18 +318,18 @@ def _encode_part(matrices: Sequence[npt.NDArray[np.int32]], shapes: Sequence[con
     return context.encode(matrices, shapes) if mode == SMALL else rans.encode(matrices)
 
 
-def _decode_integers(data: bytes | memoryview, tensors: Sequence[_Tensor], mode: int,
+def _decode_integers(data: bytes | memoryview, tensors: Sequence[Coded], mode: int,
                      limits: Limits) -> list[npt.NDArray[np.int32]]:
     if mode == SMALL:
         return context.decode(data, [t.shape for t in tensors])
     return rans.decode(data, [(t.shape.rows, t.shape.columns) for t in tensors], limits)
 
 
-def _decode_part(data: bytes | memoryview, tensors: Sequence[_Tensor], mode: int,
+def _decode_part(data: bytes | memoryview, tensors: Sequence[Coded], mode: int,
                  out: Sequence[npt.NDArray[np.float32]], limits: Limits) -> None:
     """Decode one part into float32 matrices."""
     if mode == FAST and not any(t.trellis for t in tensors):
-        levels = [_levels(t.shift, MAX_REACH) if any(t.shift) else None for t in tensors]
+        levels = [level_table(t.shift, MAX_REACH) if any(t.shift) else None for t in tensors]
         rans.decode_float32(data, [(t.shape.rows, t.shape.columns) for t in tensors],
                             [t.steps for t in tensors], out, levels, limits)
         return
@@ -337,14 +337,14 @@ def _decode_part(data: bytes | memoryview, tensors: Sequence[_Tensor], mode: int
         if tensor.trellis:
             trellis.restore(q, tensor.trellis, tensor.steps, matrix)
             continue
-        level = _levels_of(q, tensor.shift) if any(tensor.shift) else q.astype(np.float32)
+        level = levels_of(q, tensor.shift) if any(tensor.shift) else q.astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # `_as_tensor` refuses what comes of it
             np.multiply(level, tensor.steps[:, None], out=matrix)
 
 
-def _as_tensor(matrix: npt.NDArray[np.float32], about: _Tensor,
+def _as_tensor(matrix: npt.NDArray[np.float32], about: Coded,
                record: TensorRecord) -> npt.NDArray[np.generic]:
     tensor = unview(matrix, record.shape, about.swapped)
-    if record.dtype == "F32" and about.steps.max(initial=0.0) <= _SAFE_STEP:
+    if record.dtype == "F32" and about.steps.max(initial=0.0) <= SAFE_STEP:
         return tensor
     return to_dtype(tensor.astype(np.float64), record.dtype, record.name)
