@@ -85,9 +85,10 @@ class TersorFile(Mapping[str, Array]):
         if threads is not None and threads < 1:
             raise ValueError(f"threads={threads}: give 1 or more, or None for all cores")
         self._source = source
-        self._limits = limits or DEFAULT_LIMITS
+        self.limits = limits or DEFAULT_LIMITS
+        """What it may ask for; see `Limits`."""
         self._threads = threads or cores()
-        self.manifest: Manifest = read_manifest(source, self._limits)
+        self.manifest: Manifest = read_manifest(source, self.limits)
         """What the file says of itself; reading it decodes nothing."""
         self._index = {record.name: i for i, record in enumerate(self.manifest.tensors)}
         self._rest = self._index.pop(SOURCE, None) if SOURCE in self.manifest.metadata else None
@@ -282,7 +283,7 @@ class TersorFile(Mapping[str, Array]):
             return arrays
 
     def _decode(self, section: int, threads: int, into: Sequence[Array | None] | None = None) -> list[Array]:
-        return decode_section(self.manifest, section, self.payload(section), self._limits, threads, into)
+        return decode_section(self.manifest, section, self.payload(section), self.limits, threads, into)
 
 
 def decode_section(manifest: Manifest, section: int, payload: bytes, limits: Limits, threads: int,

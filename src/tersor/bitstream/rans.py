@@ -21,7 +21,7 @@ from . import native, varint
 from .rans_plan import Matrix, Plan, beyond, check_matrices, map_symbols, members_of, plan, split
 from .rans_tables import Table
 
-__all__ = ["Plan", "decode", "decode_float32", "encode", "plan"]
+__all__ = ["Plan", "check_shapes", "decode", "decode_float32", "encode", "plan"]
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -128,7 +128,7 @@ def decode(payload: bytes | memoryview, shapes: Shapes, limits: Limits = DEFAULT
     Raises FormatError if the payload does not decode to exactly such matrices, LimitError before
     allocating more than `limits` allows.
     """
-    _check_shapes(shapes, limits)
+    check_shapes(shapes, limits)
     out = [np.empty(shape, np.int32) for shape in shapes]
     none = np.zeros(len(shapes), np.uintp)
     _run(payload, shapes, out, None, none, np.full(len(shapes), -1, np.int64))
@@ -145,7 +145,7 @@ def decode_float32(payload: bytes | memoryview, shapes: Shapes, row_scales: Sequ
     float32 [2 * reach + 1], level(q) for q = -reach .. reach; beyond that, and for None, level(q) is
     float32(q). Raises as `decode`; after an error the content of `out` means nothing. Re-entrant.
     """
-    _check_shapes(shapes, limits)
+    check_shapes(shapes, limits)
     levels = [None] * len(shapes) if levels is None else levels
     if not len(shapes) == len(row_scales) == len(out) == len(levels):
         raise ValueError("shapes, row_scales, out and levels must have one entry per matrix")
@@ -165,7 +165,8 @@ def _check_float32(array: NDArray[np.float32], shape: tuple[int, ...], name: str
         raise ValueError(f"{name}: expected C-contiguous float32 {shape}, got {array.dtype} {array.shape}")
 
 
-def _check_shapes(shapes: Shapes, limits: Limits) -> None:
+def check_shapes(shapes: Shapes, limits: Limits) -> None:
+    """Raise LimitError before a group of such matrices is decoded to four bytes for each element."""
     total = 0
     for i, (rows, columns) in enumerate(shapes):
         limits.check(f"matrix {i} of a rANS payload", 4 * rows * columns, "max_tensor_bytes")

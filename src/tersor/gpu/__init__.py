@@ -6,7 +6,11 @@
 
 The bits are those of the CPU's decoder. Only the coded words travel. All other tools, and all files where Triton or a
 GPU is missing, are decoded on the CPU and copied; so is what the kernels refuse: the CPU has the last word, and raises
-its errors. Kernels have been run in Triton's interpreter, and compiled for CUDA; not yet run on a GPU.
+its errors. Each part of a file (2^20 weights, or 2^21 of one layer) is a program with as many lanes as its words have,
+up to 64: large models keep a GPU busy, small ones do not. Besides the results, decoding takes the words and a byte for
+each weight, of up to 2^28 weights at a time, and for one tensor at a time up to 12 bytes for each of its weights.
+
+Kernels have been run in Triton's interpreter, and compiled for CUDA; not yet run on a GPU.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..bitstream import rans
 from ..bitstream.buffers import torch_dtype
 from ..bitstream.fallback.rans_header import Refused
 from ..bitstream.manifest import TensorRecord
@@ -68,6 +69,7 @@ def _read(file: TersorFile, number: int) -> _Section | None:
     jobs = []
     for i, part in enumerate(data):
         shapes = [(c.shape.rows, c.shape.columns) for c in ([coded[0].part(cuts[i])] if cuts else coded)]
+        rans.check_shapes(shapes, file.limits)
         empty = not any(rows * columns for rows, columns in shapes)
         try:
             job = None if empty else job_of(bytes(part), shapes)
