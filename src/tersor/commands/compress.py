@@ -45,11 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decisions", metavar="FILE.json",
                         help="write how each layer is coded, and what the other ways would have cost")
     parser.add_argument("--dry-run", action="store_true", help="say what the file would come to, without the search")
-    parser.add_argument("--stats", metavar="FILE", help="statistics of this very model, as saved by tersor calibrate; "
-                        "without --stats and --data, compression is data-free")
     arguments.add_state(parser)
-    data_options.add_data(parser)
-    data_options.add_evaluation(parser)
+    data_options.add_measured(parser)
     add_encoder_options(parser)
 
 
@@ -57,8 +54,8 @@ def run(options: argparse.Namespace, reporter: Reporter) -> Outcome:
     """A model to a .tersor file."""
     start = time.perf_counter()
     config = encoder_config(options)
-    if options.stats and options.data and options.max_drop is None:
-        raise ConfigError("--stats and --data: give the statistics, or the data to measure them on, not both")
+    if options.max_drop is None:  # or else --data may be what accuracy is measured on
+        data_options.check_measured(options)
     output = options.output or models.stem_of(options) + ".tersor"
     sources = models.files_of(options) + ([options.stats] if options.stats else [])
     if not options.dry_run:
@@ -124,9 +121,7 @@ def _compressed(opened: OpenedModel, stats: Statistics | None, options: argparse
         models.network_of(opened, "--max-drop")
         data = data_options.evaluation(options, reporter, wanted=True)
         assert data is not None
-        for _ in data:  # a first pass finds the bad inputs, so that every network sees the same
-            pass
-        data_options.tell_skipped(data, reporter)
+        data_options.find_bad(data, reporter)
         extra = {"max_drop": options.max_drop, "drop_end": options.drop_end,
                  "evaluate": lambda candidate: hits(candidate, data)}
     return compress(opened.model, stats, bits=options.bits, size=size, snr=options.snr, config=config,

@@ -37,6 +37,20 @@ def add_data(parser: argparse.ArgumentParser, required: bool = False) -> None:
                       help="share of inputs that may be unreadable or of another size, and are skipped (default: 5)")
 
 
+def add_measured(parser: argparse.ArgumentParser) -> None:
+    """--stats or --data, and what to compare on: all that commands ask for which encode."""
+    parser.add_argument("--stats", metavar="FILE", help="statistics of this very model, as saved by tersor calibrate; "
+                        "without --stats and --data, compression is data-free")
+    add_data(parser)
+    add_evaluation(parser)
+
+
+def check_measured(options: argparse.Namespace) -> None:
+    """Raise ConfigError where --stats and --data are both given."""
+    if options.stats and options.data:
+        raise ConfigError("--stats and --data: give the statistics, or the data to measure them on, not both")
+
+
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
     """--eval-data, --labels."""
     group = parser.add_argument_group("evaluation")
@@ -108,3 +122,10 @@ def evaluation(options: argparse.Namespace, reporter: Reporter, wanted: bool = F
     for note in data.notes if source != options.data else []:
         reporter.note(note)
     return data
+
+
+def find_bad(data: Dataset | FromFunction, reporter: Reporter) -> None:
+    """A first pass that finds the bad inputs and names them, so that every network sees the same."""
+    for _ in data:
+        pass
+    tell_skipped(data, reporter)

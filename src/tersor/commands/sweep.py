@@ -31,9 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="for the files and sweep.json")
     parser.add_argument("--bits", type=arguments.positive, metavar="B", nargs="+", required=True, help="bits/weight")
     parser.add_argument("--no-baselines", action="store_true", help="leave out int8 and round-to-nearest")
-    parser.add_argument("--stats", metavar="FILE", help="statistics of this very model, instead of --data")
-    data_options.add_data(parser)
-    data_options.add_evaluation(parser)
+    data_options.add_measured(parser)
     add_encoder_options(parser)
 
 
@@ -41,17 +39,14 @@ def run(options: argparse.Namespace, reporter: Reporter) -> Outcome:
     """Everything that is not finished yet."""
     start = time.perf_counter()
     config = encoder_config(options)
-    if options.stats and options.data:
-        raise ConfigError("--stats and --data: give the statistics, or the data to measure them on, not both")
+    data_options.check_measured(options)
     opened = models.open_options(options)
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     data = data_options.evaluation(options, reporter)
     if data is not None:
         models.network_of(opened, "--eval-data")
-        for _ in data:  # a first pass finds the bad inputs, so that every network sees the same
-            pass
-        data_options.tell_skipped(data, reporter)
+        data_options.find_bad(data, reporter)
     stats = _statistics(opened, folder, options, reporter)
     notes = [] if data is None else [f"compared on {data.count - len(data.skipped):,} inputs of "
                                      f"{os.path.basename(os.path.normpath(options.eval_data))}"]
