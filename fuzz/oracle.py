@@ -1,7 +1,7 @@
 """What must hold of any bytes whatsoever: they are decoded, or refused by a FormatError; quickly, within bounds.
 
 Anything else is a finding: another exception (also a KernelError, which says "bug in tersor"), a warning, a
-MemoryError below the process' limit, or more than SECONDS for a file of a few kilobytes.
+MemoryError below the process' limit, or more than SECONDS of processor time for a file of a few kilobytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LIMITS = Limits(max_bytes=1 << 22, max_tensor_bytes=1 << 21, max_tensors=1000, m
                 max_manifest_bytes=1 << 20)
 """What a careful service would set for files of a few kilobytes."""
 SECONDS = 10.0
-"""Far beyond what the slowest decode within LIMITS takes on a busy machine."""
+"""Of processor time; far beyond what the slowest decode within LIMITS takes."""
 ROOM = 1 << 30
 """Bytes of address space that a decode within LIMITS may take, a hundred times of what it should."""
 
@@ -43,7 +43,7 @@ def limit_memory() -> None:
 
 def judge(data: bytes, limits: Limits = LIMITS) -> str:
     """Where and how the file was refused ("" where it was decoded); raises Finding."""
-    start = time.monotonic()
+    start = time.process_time()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -81,6 +81,6 @@ def judge(data: bytes, limits: Limits = LIMITS) -> str:
         raise
     except BaseException as error:
         raise Finding("".join(traceback.format_exception(error))) from error
-    if time.monotonic() - start > SECONDS:
-        raise Finding(f"{len(data):,} bytes took {time.monotonic() - start:.1f} s: {verdict or 'decoded'}")
+    if time.process_time() - start > SECONDS:
+        raise Finding(f"{len(data):,} bytes took {time.process_time() - start:.1f} s: {verdict or 'decoded'}")
     return verdict

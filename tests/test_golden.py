@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 
+import golden_integers
+import numpy as np
 import pytest
 from make_golden import FOLDER, GOLDEN, describe, main
 
 from tersor.bitstream.dtypes import name_of, to_bytes
 from tersor.decoder import load
+from tersor.synthesis.scalar import ScalarCode
 
 FILES = sorted(FOLDER.glob("*.tersor"))
 
@@ -33,6 +36,19 @@ def test_verifies(path):
         for name, array in found.items():
             assert {"dtype": name_of(array.dtype), "shape": list(array.shape),
                     "sha256": hashlib.sha256(to_bytes(array)).hexdigest()} == expected[name]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_integers(path):
+    assert golden_integers.sections(path) == json.loads(golden_integers.KEPT.read_text())[path.stem]
+
+
+def test_hashes_see_every_integer():
+    one = np.zeros((2, 3), np.int32)
+    other = [np.array(a) for a in (one, one.reshape(3, 2), one + (np.arange(6).reshape(2, 3) == 5))]
+    seen = {tuple((a.shape, a.tobytes()) for a in golden_integers.parts(ScalarCode(q, step, shift=(shift, 0))))
+            for q in other for step in (0, 1) for shift in (0, 1)}
+    assert len(seen) == 12
 
 
 def test_all_are_there_and_small():
