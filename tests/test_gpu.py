@@ -210,6 +210,18 @@ def test_what_the_cpu_refuses_kernels_do_not_decode(device):
 
 
 @TRITON
+def test_more_escapes_than_an_encoder_makes_are_for_the_cpu(device, monkeypatch):
+    from tersor.gpu import batch
+    monkeypatch.setattr(batch, "MANY", 0)
+    q = integers(np.random.default_rng(7), (2, 60), 1, wild=4)
+    payload = scalar.encode([scalar.ScalarCode(q, 0)], [(2, 60)], scalar.FAST)
+    with tersor.load(to_bytes([TensorRecord("w", "F32", (2, 60), 0)], [(1, payload)], parameters=120)) as file:
+        out = {"w": torch.empty(2, 60, device=device)}
+        assert gpu.read_into(file, out) == set()
+        assert_same(out, file.read_all())
+
+
+@TRITON
 def test_a_truncated_stream_of_words_is_refused(device):
     q = integers(np.random.default_rng(6), (3, 90), 3)
     payload = scalar.encode([scalar.ScalarCode(q, 0)], [(3, 90)], scalar.FAST)

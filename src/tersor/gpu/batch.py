@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bitstream.fallback.rans_header import START
+from ..bitstream.fallback import CORRUPT
+from ..bitstream.fallback.rans_header import START, Refused
 from ..synthesis import scalar
 from ..synthesis.scalar import Coded
 from . import kernels
@@ -22,6 +23,8 @@ from .jobs import Job, Longs
 
 TABLE = 1 << 14
 """Slots of the largest table."""
+MANY = 1 << 16
+"""Up to so many elements all may be escapes; beyond it, one in 64."""
 _ROWS = 32
 """Rows to a program that restores a trellis: a warp."""
 
@@ -83,7 +86,10 @@ class Batch:
         return {number for number, good in zip(chosen, right.tolist(), strict=True) if not good}
 
     def escapes(self, number: int) -> tuple[Longs, Longs]:
-        """Of a job: the elements that were escaped and their integers; raises Refused. Takes them from the device."""
+        """Of a job: the elements that were escaped and their integers. Takes them from the device.
+
+        Raises Refused, also where there are more than an encoder makes: Python reads them, one by one.
+        """
         job, places = self.jobs[number], []
         for table, begin, end in job.segments:
             first = begin - job.origin
@@ -92,6 +98,8 @@ class Batch:
                 places.append((symbols == job.tables[table].size).nonzero().flatten().cpu().numpy() + first)
             else:
                 places.append(np.zeros(0, np.int64))
+        if 64 * sum(here.size for here in places) > job.elements + MANY:
+            raise Refused(CORRUPT)
         return job.escaped(places)
 
     def restore(self, number: int, matrix: int, coded: Coded, out: Tensor, escapes: tuple[Longs, Longs]) -> None:
