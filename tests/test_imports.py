@@ -20,7 +20,7 @@ SOURCE = Path(tersor.__file__).parent
 ROWS: tuple[frozenset[str], ...] = tuple(frozenset(row.split()) for row in (
     "errors", "limits",
     "bitstream", "synthesis", "decoder", "streaming",  # bytes -> integers -> weights: all that reading needs
-    "adapters anatomy codes config gpu packed parallel",
+    "adapters anatomy codes config gpu packed parallel threads",
     "statistics runtime modes sections records", "calibration tools evaluate data",
     "sensitivity allocation choice diagonals onnx", "encoding",
     "lockstep writer guess journal", "memory published", "encoder",

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from .config import Config, split_transform
 from .parallel import ALONE, Team
+from .threads import in_order
 from .tools import kernels, scalar, transform
 from .tools.candidate import Candidate
 from .tools.kernel_choice import Book
@@ -37,6 +39,14 @@ class Variant:
     tool: str
     name: str = ""
     trellis: int = 0
+
+
+def _columns(target: LayerTarget) -> object:
+    return target.column_factors
+
+
+def _rows(target: LayerTarget) -> object:
+    return target.row_factors
 
 
 def _is_by_row(variant: Variant) -> bool:
@@ -90,13 +100,14 @@ class Chooser:
     _known: dict[str, Known] = field(default_factory=dict)
     _books: dict[str, Book] = field(default_factory=dict)  # of kernels: where searches for prices nearby begin
     _shared: tuple[float, dict[str, SharedKernels]] | None = None  # price, and the codebook of each layer
+    _lock: Any = field(default_factory=Lock)  # of `_shared`; all else is by layer, and layers are on one thread each
 
     def memory(self, name: str | None = None) -> tuple[dict[str, Known], dict[str, Book]]:
         """What is remembered of a layer, or of all."""
         if name is None:
             return dict(self._known), dict(self._books)
-        return ({key: value for key, value in self._known.items() if key == name},
-                {key: value for key, value in self._books.items() if key == name})
+        known, book = self._known.get(name), self._books.get(name)
+        return {} if known is None else {name: known}, {} if book is None else {name: book}
 
     def recall(self, known: Mapping[str, Known], books: Mapping[str, Book]) -> None:
         """Remember what another run has learnt."""
@@ -146,8 +157,13 @@ class Chooser:
             return candidate, self._books.get(target.name) if variants[i].tool == "kernels" else None
 
         # One rival is as quick everywhere as on one process.
-        team = self.team if len(variants) > 1 else ALONE
-        found = team.share([EFFORT[variant.tool] for variant in variants], work)
+        if len(variants) > 1 and not self.team.is_alone:
+            found = self.team.share([EFFORT[variant.tool] for variant in variants], work)
+        else:
+            if len(variants) > 1:  # what all need, once
+                for _ in in_order(lambda factor: factor(target), (_columns, _rows)):
+                    pass
+            found = list(in_order(work, range(len(variants))))
         for _, book in found:
             if book is not None:
                 self._books[target.name] = book
@@ -186,10 +202,11 @@ class Chooser:
             if target.name in memory:
                 self._books.setdefault(target.name, memory[target.name])
             return found
-        if self._shared is None or self._shared[0] != price:
-            groups = by_taps(self.targets(), config.kernels).values()
-            trained = [(group, train_shared(group, price, config.kernels, feedback=config.feedback))
-                       for group in groups]
-            self._shared = price, {member.name: book for group, book in trained for member in group}
-        book = self._shared[1].get(target.name)
+        with self._lock:
+            if self._shared is None or self._shared[0] != price:
+                groups = by_taps(self.targets(), config.kernels).values()
+                trained = [(group, train_shared(group, price, config.kernels, feedback=config.feedback))
+                           for group in groups]
+                self._shared = price, {member.name: book for group, book in trained for member in group}
+            book = self._shared[1].get(target.name)
         return None if book is None else propose_shared(target, book, price, config.kernels, feedback=config.feedback)

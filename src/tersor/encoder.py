@@ -41,6 +41,7 @@ from .packed import Packed
 from .parallel import ALONE, Team
 from .published import Tables, is_wanted, measure
 from .statistics import Statistics
+from .threads import chosen, released, using
 from .writer import STREAMED, Written, stream_of, write
 
 CONTEXT_GAIN, STATIC_GAIN = 0.905, 0.993
@@ -58,7 +59,7 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
              evaluate: Callable[[nn.Module], Tensor] | None = None, drop_end: str = "worst",
              config: Config | None = None, sensitivity: Mapping[str, Any] | None = None,
              progress: Callable[[str], None] | None = None, state: str | os.PathLike[str] | None = None,
-             team: Team = ALONE, **options: Any) -> Packed:
+             team: Team = ALONE, threads: int | None = None, **options: Any) -> Packed:
     """Compress a model to exactly one of four targets.
 
     * `model`: an nn.Module (never changed), a state dict of tensors or arrays, an `Inventory`, what `open_model`
@@ -81,6 +82,8 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
 
     * `team`: `tersor.parallel.everybody()` shares the work among all processes of torch.distributed; all must call with
       the same arguments, and all get the same file, that of one process. `state` is then kept by rank 0.
+    * `threads`: of this process; None for as many as torch would use (torch.get_num_threads(): all cores, or
+      OMP_NUM_THREADS of the environment). The file does not depend on it.
 
     Raises `ConfigError` (options), `TargetError` (out of reach; says what is reachable), `StatisticsError`
     (measured on another model), `ModelError` (a tensor that cannot be read), `StateError` (a state of other arguments,
@@ -110,9 +113,9 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
             inventory = stats.explain(inventory)
     plan = Plan(inventory, stats, settings, _diagonals(sensitivity, inventory))
     network = model if isinstance(model, nn.Module) else None
-    job = PublishedJob(plan, network, progress) if is_wanted(settings) else Job(plan, network)
-    job.team = team
-    with team.guarded():
+    with team.guarded(), using(threads) as count:
+        job = PublishedJob(plan, network, progress) if is_wanted(settings) else Job(plan, network)
+        job.team, job.threads = team, count
         return _run(job, kind, float(wanted), evaluate, drop_end, progress, state)
 
 
@@ -141,7 +144,7 @@ def _run(job: Job, kind: str, wanted: float, evaluate: Callable[[nn.Module], Ten
 
 
 def footprint(model: Model, stats: Statistics | None = None, *, bits: float = 4.0, config: Config | None = None,
-              **options: Any) -> Footprint:
+              threads: int | None = None, **options: Any) -> Footprint:
     """How much memory `compress` would take with the same arguments, estimated from shapes; nothing is encoded.
 
     bits: bits/weight of the file. Raises what `compress` raises for the model, the statistics and the options.
@@ -155,7 +158,7 @@ def footprint(model: Model, stats: Statistics | None = None, *, bits: float = 4.
     walk = 0
     if plan.config.corrected and stats is not None and isinstance(model, nn.Module):
         walk = walk_bytes(stats, model)
-    return footprint_of(plan, bits * inventory.parameters / 8.0, walk)
+    return footprint_of(plan, bits * inventory.parameters / 8.0, walk, chosen(threads))
 
 
 def restore(file: Any, into: nn.Module, *, limits: Limits | None = None,
@@ -189,7 +192,7 @@ class Job:
         self.stage: Stage | None = None
         self.trials: dict[tuple[bytes, ...], _Trial] = {}
         self._guess: Guess | None = None
-        self.team = ALONE
+        self.team, self.threads = ALONE, 1
         self.journal: Journal | None = None
         self.number = 0  # of the next trial
         stats = plan.statistics
@@ -209,7 +212,7 @@ class Job:
         stats, walk = self.plan.statistics, 0
         if self.corrected and self.model is not None and stats is not None:
             walk = walk_bytes(stats, self.model)
-        need, have = footprint_of(self.plan, file_bytes, walk), available()
+        need, have = footprint_of(self.plan, file_bytes, walk, self.threads), available()
         if have is not None and need.memory - need.mapped > have:
             self.notes.append(f"memory may not suffice: {need}, and {have / 1e9:.1f} GB are free; a lower effort takes "
                               f"less, and so does a model given as a path without samples in the statistics")
@@ -280,14 +283,16 @@ class Job:
         if self.model is None:
             raise ConfigError("max_drop= needs an nn.Module; give bits= or size= instead")
         copied = copy.deepcopy(self.model)
-        before = evaluate(copied)
+        with released(self.threads):
+            before = evaluate(copied)
         least: Drop | None = None
 
         def attempt(log_price: float) -> tuple[bool, float, tuple[Trial[_Trial], Drop]]:
             nonlocal least
             trial = self.encode(log_price)
             size = len(trial.written.data)
-            drop = paired_drop(before, evaluate(restore(trial.written.data, copied)))
+            with released(self.threads):
+                drop = paired_drop(before, evaluate(restore(trial.written.data, copied, threads=self.threads)))
             worst = drop.high if end == "worst" else drop.mean
             if least is None or worst < (least.high if end == "worst" else least.mean):
                 least = drop
@@ -382,7 +387,7 @@ class Job:
     def _measure(self, written: Written) -> float:
         """Signal-to-noise ratio of the restored model on the samples, by really decoding."""
         assert self.model is not None and self.stage is not None
-        with undisturbed(self.model), load(written.data) as file:
+        with undisturbed(self.model), load(written.data, threads=self.threads) as file:
             y_hat = forward_restored(self.model, file, self.stage.samples)
         return signal_to_noise(self.stage.reference, y_hat)
 
@@ -429,7 +434,8 @@ class PublishedJob(Job):
 
 def _trial(encoding: Encoding, written: Written, snr: float | None = None) -> _Trial:
     return _Trial(written, snr, float(encoding.price),
-                  {name: decision.report() for name, decision in encoding.decisions.items()})
+                  {name: encoding.decisions[name].report() for name in encoding.plan.layers
+                   if name in encoding.decisions})
 
 
 def signal_to_noise(y: Tensor, y_hat: Tensor) -> float:

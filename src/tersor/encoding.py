@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Lock
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -30,6 +31,7 @@ from .synthesis.rounding import to_dtype
 from .synthesis.scalar import ScalarCode
 from .synthesis.transform import TransformCode
 from .synthesis.vector import VectorCode
+from .threads import in_order
 from .tools import affine, scalar
 from .tools.clusters import Clusters
 from .tools.metric import Matrix
@@ -72,6 +74,7 @@ class Plan:
     factors: dict[str, dict[str, Any]] = field(default_factory=dict)  # see `remember`
     chooser: Chooser = field(init=False)
     notes: list[str] = field(init=False)  # for the user
+    _lock: Any = field(default_factory=Lock, init=False)  # of `factors`
 
     def __post_init__(self) -> None:
         inventory = self.inventory
@@ -153,9 +156,10 @@ class Plan:
             return
         found = {key: value for key, value in target.factors.items()
                  if key == "row_factors" or measured.coherent is not None}
-        taken = sum(factor_bytes(factors) for factors in self.factors.values())
-        if found and taken + factor_bytes(found) <= FACTORS:
-            self.factors[target.name] = found
+        with self._lock:
+            taken = sum(factor_bytes(factors) for factors in self.factors.values())
+            if found and taken + factor_bytes(found) <= FACTORS:
+                self.factors[target.name] = found
 
     def elementwise(self, name: str) -> npt.NDArray[np.floating] | None:
         """h of a weight, in its shape: as given by the user, else the logit Gauss-Newton diagonal, G_ii A_jj."""
@@ -424,11 +428,10 @@ def static_walk(encoding: Encoding, finished: Callable[[str], None] | None = Non
     shared out by cost; all end with all layers."""
     if not team.is_alone:
         _shared_walk(encoding, team)
-    for name in encoding.plan.layers:
-        if name not in encoding.fitted:
-            encoding.encode_alone(name)
-            if finished is not None:
-                finished(name)
+    names = [name for name in encoding.plan.layers if name not in encoding.fitted]
+    for name, _ in zip(names, in_order(encoding.encode_alone, names), strict=True):
+        if finished is not None:
+            finished(name)
     return encoding.complete()
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,15 @@ from .adapters.trace import trace_with_recipes
 from .calibration.patches import Geometry, at_positions, groups_of_call, to_matrix, windows
 from .encoding import Encoding, affine_of, rescale
 from .statistics import Statistics
+from .threads import in_order
 from .tools.metric import Matrix
 from .tools.target import LayerTarget
 
 MEMORY = 2 << 30
 """Bytes that the widest activation of the doubled batch may take, before fewer samples are used."""
+CHUNK = 4 << 20
+"""Bytes of a layer's output that are computed at a time: near to the caches, and freed memory serves again, where whole
+activations are new pages each time."""
 PATCHES = 128 << 20
 """Bytes of unfolded patches at a time."""
 POSITIONS = 64
@@ -200,7 +205,9 @@ class _Lockstep(CallCounter):
         def run(part: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
             return func(part, w, b, *rest, **options)  # type: ignore[no-any-return]
 
-        z = run(x[:middle], weight, bias)
+        z_both = _room(run(x[:1], weight, bias), len(x))
+        z, z_hat = z_both[:middle], z_both[middle:]
+        _by_images(lambda part: run(x[:middle][part], weight, bias), z)
         if name not in self.weights and self.encoding.recall(name, self.generator):
             self.weights[name] = self._to_torch(self.encoding.restored(name), weight)
         elif name not in self.weights:
@@ -211,20 +218,20 @@ class _Lockstep(CallCounter):
         restored = self.weights[name]
         if bias is not None and bias_name in self.plan.vectors and bias_name not in self.encoding.vectors \
                 and self.plan.layers[name].bias == bias_name:
-            z_hat = run(x[middle:], restored, None)
+            _by_images(lambda part: run(x[middle:][part], restored, None), z_hat)
             axis = 1 if LAYER_CALLS[func] != "linear" else z.ndim - 1
-            over = [i for i in range(z.ndim) if i != axis]
-            wanted = (z.double().mean(over) - z_hat.double().mean(over)).numpy()
+            wanted = (_mean(z, axis) - _mean(z_hat, axis)).numpy()
             # Before a BatchNorm a shift is no one's: the BatchNorm has it.
             wanted = np.zeros_like(wanted) if name in self.plan.absorb else wanted
             array = self.encoding.encode_vector(bias_name, wanted)
-            shape = [-1 if i == axis else 1 for i in range(z.ndim)]
-            return torch.cat([z, z_hat + self._to_torch(array, bias).reshape(shape)])
+            z_hat += self._to_torch(array, bias).reshape([-1 if i == axis else 1 for i in range(z.ndim)])
+            return z_both
         if bias_name is not None and bias_name in self.encoding.vectors:
             array = self.plan.inventory.tensors[bias_name]
             values = self.encoding.vectors[bias_name].values().astype(np.float32).astype(array.dtype)
             bias = self._to_torch(values, bias)
-        return torch.cat([z, run(x[middle:], restored, bias)])
+        _by_images(lambda part: run(x[middle:][part], restored, bias), z_hat)
+        return z_both
 
     def _embedding(self, name: str, func: Callable[..., Any], args: Sequence[Any],
                    kwargs: Mapping[str, Any]) -> Tensor:
@@ -304,14 +311,12 @@ class _Lockstep(CallCounter):
                                  None if shortcut is None else shortcut[start:stop])
             u, v = u.float(), v.float()  # half precision would overflow
             s = None if s is None else s.float()
-            h += (v @ v.mT).double()
-            c += (u @ v.mT).double()
-            u_sum += u.sum(2).double()
-            v_sum += v.sum(2).double()
+            sums = [(v, h, v_sum), (u, c, u_sum)] + ([(s, r, s_sum)] if s is not None else [])
+            products = in_order(partial(_product, v), [left for left, _, _ in sums])
+            for (_, product, total), (one, other) in zip(sums, products, strict=True):
+                product += one.double()
+                total += other.double()
             count += u.shape[2]
-            if s is not None:
-                r += (s @ v.mT).double()
-                s_sum += s.sum(2).double()
         return tuple((part / max(count, 1)).numpy() for part in (h, c, r, u_sum, v_sum, s_sum))
 
     # ---- BatchNorm -------------------------------------------------------------------------------------
@@ -337,11 +342,12 @@ class _Lockstep(CallCounter):
             self.affine[prefix] = torch.from_numpy(a.astype(np.float32)), torch.from_numpy(b.astype(np.float32))
         shape = (1, -1, *[1] * (x.ndim - 2))
 
-        def apply(part: Tensor, a: Tensor, b: Tensor) -> Tensor:
-            return part * a.to(part.dtype).reshape(shape) + b.to(part.dtype).reshape(shape)
-
-        original = apply(x[:middle], torch.from_numpy(scale), torch.from_numpy(shift))
-        return torch.cat([original, apply(x[middle:], *self.affine[prefix])])
+        both = _room(x[:1], len(x))
+        pairs = (torch.from_numpy(scale), torch.from_numpy(shift)), self.affine[prefix]
+        for half, out, pair in zip(x.chunk(2), both.chunk(2), pairs, strict=True):
+            factor, term = (value.to(x.dtype).reshape(shape) for value in pair)
+            _by_images(partial(_affine, half, factor, term), out)
+        return both
 
     @staticmethod
     def _to_torch(array: Any, like: Tensor) -> Tensor:
@@ -377,7 +383,7 @@ class _Columns:
         index = None
         if int(np.prod(sizes)) > POSITIONS:
             index = torch.randint(int(np.prod(sizes)), (len(u), POSITIONS), generator=self.generator)
-        first, second = (self._pick(part, index, sizes, windowed=self.kind == "conv") for part in (u, v))
+        first, second = in_order(lambda part: self._pick(part, index, sizes, windowed=self.kind == "conv"), (u, v))
         if s is None or self.kind == "conv_transposed":
             return first, second, None
         return first, second, self._pick(s, index, sizes, windowed=False)
@@ -388,6 +394,44 @@ class _Columns:
         if index is not None:
             view, axes = at_positions(view, index, sizes), 1
         return to_matrix(view, len(part), self.groups, axes).flatten(2)
+
+
+def _room(one: Tensor, images: int) -> Tensor:
+    """Memory for so many images like `one` [1, ...]."""
+    return torch.empty((images, *one.shape[1:]), dtype=one.dtype, device=one.device)
+
+
+def _cuts(like: Tensor) -> list[slice]:
+    """Ranges of images of about CHUNK bytes: fixed, so that no result depends on the number of threads."""
+    step = max(1, CHUNK // max(1, like[:1].numel() * like.element_size()))
+    return [slice(first, first + step) for first in range(0, len(like), step)]
+
+
+def _by_images(run: Callable[[slice], Tensor], out: Tensor) -> None:
+    """out[part] = run(part) for all parts of the images."""
+    def work(part: slice) -> None:
+        with torch.no_grad():
+            out[part] = run(part)
+
+    for _ in in_order(work, _cuts(out)):
+        pass
+
+
+def _product(right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """left right^T [groups, n or m, n], and the sums of left's rows."""
+    return left @ right.mT, left.sum(2)
+
+
+def _affine(x: Tensor, factor: Tensor, term: Tensor, part: slice) -> Tensor:
+    return x[part] * factor + term
+
+
+def _mean(z: Tensor, axis: int) -> Tensor:
+    """float64 mean over all axes but one."""
+    over = [i for i in range(z.ndim) if i != axis]
+    sums = in_order(lambda part: z[part].sum(over, dtype=torch.float64), _cuts(z))
+    total = torch.stack(list(sums)).sum(0)
+    return total / max(1, z.numel() // max(1, z.shape[axis]))
 
 
 def _first_tensor(output: Any) -> Tensor | None:

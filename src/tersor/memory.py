@@ -33,7 +33,7 @@ TRIALS = 3
 class Footprint:
     """Bytes, at the peak. `memory`: all of them. `mapped`: of these, the model's file and statistics that are read
     from disk as they are needed, which the system takes back when others need the room. `kept`: integers, files of
-    trials and factors. `layer`: for the layer at work, `largest` its name."""
+    trials and factors. `layer`: for the layers at work, one for each thread; `largest`: the name of the largest."""
 
     memory: int
     mapped: int
@@ -48,8 +48,9 @@ class Footprint:
                 f"{self.mapped / 1e9:.1f} GB read from disk as needed)")
 
 
-def footprint_of(plan: Plan, file_bytes: float = 0.0, walk: int = 0) -> Footprint:
-    """Of one encoding. file_bytes: of the file that is wanted. walk: bytes of activations in a second walk."""
+def footprint_of(plan: Plan, file_bytes: float = 0.0, walk: int = 0, threads: int = 1) -> Footprint:
+    """Of one encoding. file_bytes: of the file that is wanted. walk: bytes of activations in a second walk. threads:
+    layers that are at work at a time without one; in a walk there is one layer, and a rival of it on each thread."""
     tensors, config = plan.inventory.tensors, plan.config
     weights = sum(tensors[name].size for name in plan.layers)
     by_layer = {name: _layer_bytes(plan, name) for name in plan.layers}
@@ -67,8 +68,8 @@ def footprint_of(plan: Plan, file_bytes: float = 0.0, walk: int = 0) -> Footprin
     mapped = sum(array.nbytes for array in tensors.values())
     if plan.statistics is not None:
         mapped += 4 * sum(2 * _metric_elements(plan, name) for name in plan.layers)
-    layer = by_layer.get(largest, 0)
-    return Footprint(PROCESS + mapped + kept + layer + PER_SLAB * SLAB, mapped, kept, layer, largest, weights)
+    layer = sum(sorted(by_layer.values())[-threads:]) if not walk else by_layer.get(largest, 0)
+    return Footprint(PROCESS + mapped + kept + layer + threads * PER_SLAB * SLAB, mapped, kept, layer, largest, weights)
 
 
 def available() -> int | None:

@@ -20,6 +20,7 @@ from .parallel import ALONE, Team
 from .synthesis import batchnorm, codebook, kernels, raw, scalar, transform, vector
 from .synthesis.scalar import FAST, SMALL, ScalarCode
 from .synthesis.transform import FIXED, BlockCode, TransformCode
+from .threads import in_order
 from .tools.kernels import file_coder
 
 RAW, SCALAR, BATCHNORM, VECTOR, CODEBOOK, TRANSFORM, KERNELS = range(7)
@@ -94,7 +95,8 @@ def write(encoding: Encoding, team: Team = ALONE) -> Written:
     for shared, code in encoding.codebooks.items():
         tasks.append((CODEBOOK, shared, partial(codebook.encode, code, shapes(shared), plan.config.codebook.coder)))
     costs = [float(sum(inventory.tensors[name].size for name in names)) for _, names, _ in tasks]
-    coded = team.share(costs, lambda i: tasks[i][2]())
+    alone = in_order(lambda task: task[2](), tasks) if team.is_alone else None
+    coded = list(alone) if alone is not None else team.share(costs, lambda i: tasks[i][2]())
     for (tool, members, _), (payload, streams) in zip(tasks, coded, strict=True):
         weight_bytes += streams
         add(tool, members, payload)

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from ..errors import ConfigError
 from ..limits import DEFAULT_LIMITS, Limits
 from . import native, varint
-from .rans_plan import Matrix, Plan, beyond, check_matrices, map_symbols, members_of, plan, split
+from .rans_plan import Matrix, Plan, beyond, check_matrices, estimate, map_symbols, members_of, plan, split
 from .rans_tables import Table
 
-__all__ = ["Plan", "check_shapes", "decode", "decode_float32", "encode", "plan"]
+__all__ = ["Plan", "check_shapes", "decode", "decode_float32", "encode", "estimate", "plan"]
 
 Shapes = Sequence[tuple[int, int]]
 

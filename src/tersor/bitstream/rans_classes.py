@@ -31,17 +31,22 @@ class Units:
 
 def choose(units: Units, most: int = MAX_CLASSES) -> NDArray[np.int64]:
     """The class 0 .. k-1 of each unit, k <= most, every class in use; all zero when one class is cheapest."""
+    return choose_priced(units, most)[0]
+
+
+def choose_priced(units: Units, most: int = MAX_CLASSES) -> tuple[NDArray[np.int64], float]:
+    """The classes, and the bits of data, tables and map as they are estimated."""
     one = np.zeros(units.matrix.size, np.int64)
-    if units.matrix.size < 2 or most < 2:
-        return one
     best, cost = one, _price(units, one, 1)
+    if units.matrix.size < 2 or most < 2:
+        return one, cost
     for k in _TRIED:
         if k > most:
             break
         classes = _lloyd(units, k)
         if (price := _price(units, classes, k)) < cost:
             best, cost = classes, price
-    return np.unique(best, return_inverse=True)[1].astype(np.int64)
+    return np.unique(best, return_inverse=True)[1].astype(np.int64), cost
 
 
 def kinds(classes: Sequence[NDArray[np.int64]], k: int) -> list[int]:

@@ -35,9 +35,9 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--force", action="store_true", help="overwrite the output if it exists")
 
 
-def add_threads(parser: argparse.ArgumentParser) -> None:
+def add_threads(parser: argparse.ArgumentParser, purpose: str = "for decoding (default: all cores)") -> None:
     """-j: of commands that decode."""
-    parser.add_argument("-j", "--threads", type=threads, metavar="N", help="for decoding (default: all cores)")
+    parser.add_argument("-j", "--threads", type=threads, metavar="N", help=purpose)
 
 
 def positive(text: str) -> float:

@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="write how each layer is coded, and what the other ways would have cost")
     parser.add_argument("--dry-run", action="store_true", help="say what the file would come to, without the search")
     arguments.add_state(parser)
+    arguments.add_threads(parser, "for encoding; the file does not depend on it (default: all cores, or as many as the "
+                                  "environment's OMP_NUM_THREADS says)")
     data_options.add_measured(parser)
     add_encoder_options(parser)
 
@@ -125,7 +127,8 @@ def _compressed(opened: OpenedModel, stats: Statistics | None, options: argparse
         extra = {"max_drop": options.max_drop, "drop_end": options.drop_end,
                  "evaluate": lambda candidate: hits(candidate, data)}
     return compress(opened.model, stats, bits=options.bits, size=size, snr=options.snr, config=config,
-                    progress=reporter.progress, state=data_options.state_folder(options, "encoding"), **extra)
+                    progress=reporter.progress, state=data_options.state_folder(options, "encoding"),
+                    threads=options.threads, **extra)
 
 
 def _foretold(opened: OpenedModel, stats: Statistics | None, options: argparse.Namespace, config: Config) -> Outcome:
@@ -136,7 +139,7 @@ def _foretold(opened: OpenedModel, stats: Statistics | None, options: argparse.N
         raise ConfigError("--dry-run foretells bytes and signal-to-noise ratios, no accuracies: not with --max-drop")
     size = os.stat(options.like).st_size if options.like else options.size
     found = predict(opened.model, stats, bits=options.bits, size=size, snr=options.snr, config=config)
-    need = footprint(opened.model, stats, bits=found.bits_per_weight, config=config)
+    need = footprint(opened.model, stats, bits=found.bits_per_weight, config=config, threads=options.threads)
     return Outcome(f"{options.model}: {found}; about {need.memory / 1e9:.1f} GB of memory (foretold, nothing written)",
                    {"input": options.model, "dry_run": True, "total_bytes": found.bytes, "memory_bytes": need.memory,
                     "bits_per_weight": found.bits_per_weight, "snr_db": found.snr})

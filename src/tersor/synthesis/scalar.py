@@ -127,6 +127,26 @@ def encode_counted(codes: Sequence[ScalarCode], shapes: Sequence[tuple[int, ...]
     decoders can take up in parallel.
     """
     views = [_with_bypass(code, shape, mode) for code, shape in zip(codes, shapes, strict=True)]
+    parameters = _parameters(codes, views, mode, rows_per_part)
+    if rows_per_part:
+        (code,), (shape,) = codes, views
+        cuts = range(0, shape.rows, rows_per_part)
+        parts = [_encode_part([q], [replace(shape, rows=len(q))], mode)
+                 for q in (code.q[first : first + rows_per_part] for first in cuts)]
+    else:
+        parts = [_encode_part([code.q for code in codes], views, mode)]
+    head = varint.encode([len(parameters)]) + parameters + varint.encode(len(part) for part in parts[:-1])
+    return b"".join([head, *parts]), sum(len(part) for part in parts)
+
+
+def bits_of(code: ScalarCode, shape: tuple[int, ...], mode: int) -> float:
+    """Bits of the payload of one tensor, for comparisons: in the fast mode an estimate, since tables take long."""
+    if mode == SMALL:
+        return 8.0 * len(encode([code], [shape], mode))
+    return 8.0 * len(_parameters([code], [view_shape(shape, code.swapped)], mode, 0)) + rans.estimate([code.q])
+
+
+def _parameters(codes: Sequence[ScalarCode], views: Sequence[context.Shape], mode: int, rows_per_part: int) -> bytes:
     writer = IntegerWriter()
     writer.put([mode], _MODE)
     last_step = 0
@@ -143,16 +163,7 @@ def encode_counted(codes: Sequence[ScalarCode], shapes: Sequence[tuple[int, ...]
             spread.put(writer, code.row_index, 1, _CLASS, _ROW)
     if len(codes) == 1:
         writer.put([rows_per_part], _PART)
-    parameters = writer.finish()
-    if rows_per_part:
-        (code,), (shape,) = codes, views
-        cuts = range(0, shape.rows, rows_per_part)
-        parts = [_encode_part([q], [replace(shape, rows=len(q))], mode)
-                 for q in (code.q[first : first + rows_per_part] for first in cuts)]
-    else:
-        parts = [_encode_part([code.q for code in codes], views, mode)]
-    head = varint.encode([len(parameters)]) + parameters + varint.encode(len(part) for part in parts[:-1])
-    return b"".join([head, *parts]), sum(len(part) for part in parts)
+    return writer.finish()
 
 
 def decode(payload: bytes, records: Sequence[TensorRecord], limits: Limits, threads: int,

@@ -45,6 +45,7 @@ __all__ = [
     "TransformCode",
     "apply_maps",
     "basis_bytes",
+    "bits_of",
     "dct_matrix",
     "decode",
     "decode_codes",
@@ -82,6 +83,25 @@ def encode_counted(codes: Sequence[TransformCode], shapes: Sequence[tuple[int, .
     """
     if rows_per_part and (len(codes) != 1 or mode == FIXED):
         raise ValueError("only a single tensor, in the modes FAST and SMALL, can be cut in parts")
+    parameters, matrices, views = _parameters(codes, shapes, mode, rows_per_part)
+    data = _encode_parts(matrices, views, mode, rows_per_part)
+    head = varint.encode([len(parameters)]) + parameters + varint.encode(len(part) for part in data[:-1])
+    return b"".join([head, *data]), sum(map(len, data))
+
+
+def bits_of(code: TransformCode, shape: tuple[int, ...], mode: int) -> tuple[float, float]:
+    """Bits of the payload of one tensor, and how many of them are its bases' (`basis_bytes`), for comparisons: in the
+    fast mode estimates, since tables take long to make."""
+    if mode != FAST:
+        return 8.0 * len(encode([code], [shape], mode)), 8.0 * basis_bytes(code, shape, mode)
+    parameters, matrices, _ = _parameters([code], [shape], mode, 0)
+    integers = [matrix.q for matrix in matrices]
+    return 8.0 * len(parameters) + rans.estimate(integers), rans.estimate(integers[:-1])
+
+
+def _parameters(codes: Sequence[TransformCode], shapes: Sequence[tuple[int, ...]], mode: int,
+                rows_per_part: int) -> tuple[bytes, list[Code], list[context.Shape]]:
+    """The payload's head, and the matrices that follow with their shapes."""
     writer, heads = IntegerWriter(), Heads(mode)
     writer.put([mode], _MODE)
     matrices: list[Code] = []
@@ -95,10 +115,7 @@ def encode_counted(codes: Sequence[TransformCode], shapes: Sequence[tuple[int, .
             matrices.append(matrix)
     if len(codes) == 1 and mode != FIXED:
         writer.put([rows_per_part], _PART)
-    parameters = writer.finish()
-    data = _encode_parts(matrices, views, mode, rows_per_part)
-    head = varint.encode([len(parameters)]) + parameters + varint.encode(len(part) for part in data[:-1])
-    return b"".join([head, *data]), sum(map(len, data))
+    return writer.finish(), matrices, views
 
 
 def basis_bytes(code: TransformCode, shape: tuple[int, ...], mode: int) -> int:

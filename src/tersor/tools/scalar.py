@@ -161,7 +161,7 @@ def propose(target: LayerTarget, price: float, options: ScalarOptions, mode: str
     restored = restored * steps.absorbed[:, :, None]
     label = f"scalar, trellis of {code.trellis}" if code.trellis else "scalar"
     some, shape, times = first_rows(code, target.shape)
-    bits = 8.0 * len(section.encode([some], [shape], section.SMALL if small else section.FAST)) * times
+    bits = section.bits_of(some, shape, section.SMALL if small else section.FAST) * times
     return Candidate("scalar", code, restored, distortion(target, restored), bits, label)
 
 

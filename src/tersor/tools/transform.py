@@ -246,9 +246,8 @@ def _quantise(target: LayerTarget, price: float, basis: _Basis, name: str, confi
                           basis.dct if basis.dct is not None else codes.get("taps"), basis.joint, target.swapped,
                           basis.exponents)
     mode = section.SMALL if small else section.FAST
-    side = 8.0 * section.basis_bytes(whole, target.shape, mode)
     counted, shape, times = scalar.first_rows(code, target.shape) if basis.by_row else (code, target.shape, 1.0)
-    bits = 8.0 * len(section.encode([replace(whole, coefficients=counted)], [shape], mode))
+    bits, side = section.bits_of(replace(whole, coefficients=counted), shape, mode)
     bits = (bits - side) * times + side
     rank = "".join(f", {len(basis.parts[part])} of {basis.parts[part].shape[1]}" for part in basis.stored
                    if len(basis.parts[part]) < basis.parts[part].shape[1])
