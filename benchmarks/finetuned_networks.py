@@ -1,15 +1,16 @@
-"""The networks that `finetuned.py` tunes, with their images, their teachers and the views to train on."""
+"""The networks that `finetuned.py` tunes, with their images and the views to train on."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import common  # noqa: F401  (finds examples/)
 import torch
-from cifar_views import Views, mixed, ready, without_copies
+import torch.nn.functional as F
+from cifar_views import crops, divergence, ready
 from image_data import HELD_OUT, Pair, read, split
 from lnq_lenet5 import augmented, digits
 from networks import CifarResNet, LeNet5, cifar, load, load_zoo
@@ -18,17 +19,19 @@ from torch import Tensor, nn
 
 LOSSLESS = ("resnet20", "resnet32", "resnet56")
 """Networks of the data folder, for lossless images; the others are of examples/zoo, for JPEG copies."""
-CALIBRATION, JUDGES, BATCH = 640, 768, 64
-VIEWS = 96_000
+CALIBRATION, JUDGES, BATCH = 640, 2000, 64
+LABELS, SMOOTHING = 0.5, 0.05
+"""Weight of the labels in the loss, and how much they are smoothed, of networks of examples/zoo. Those of the data
+folder know the labels of all training images, so that nothing is to be learnt from these."""
 
 Batch = tuple[Tensor, Tensor]
-"""Inputs, and the answers of the teachers to them."""
+"""Inputs, and targets: the answers of the fp32 network, beside labels as 0 and 1 [N, 2 * classes]."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A network with its images as it wants them. `calibration`: training images; `judging`: other ones, with the
-    teachers' answers; `test`; `batches`: views of training images without end, by a seed."""
+    """A network with its images as it wants them. `calibration`: training images; `judging`: other ones, with targets;
+    `test`; `batches`: views of training images without end, by a seed."""
 
     name: str
     model: nn.Module
@@ -36,6 +39,7 @@ class Bench:
     judging: list[Batch]
     test: Pair
     batches: Callable[[int], Iterator[Batch]]
+    labels: float = 0.0
 
     def fresh(self) -> nn.Module:
         """The same architecture with random weights."""
@@ -52,72 +56,63 @@ class Bench:
             save_file({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}, path)
             return path.stat().st_size
 
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Divergence from the fp32 network's answers, and cross entropy to smoothed labels where these count."""
+        answers, labels = targets.chunk(2, 1)
+        distance = divergence(outputs.float(), answers)
+        if self.labels == 0.0:
+            return distance
+        smooth = (1.0 - SMOOTHING) * labels + SMOOTHING / labels.shape[1]
+        return self.labels * F.cross_entropy(outputs.float(), smooth) + (1.0 - self.labels) * distance
+
 
 def bench(name: str, data: Path, cache: Path | None) -> Bench:
-    """A network by name. `cache`: a folder for decoded images, and for views with their answers."""
+    """A network by name. `cache`: a folder for decoded images."""
     if name == "lenet5":
         return _mnist(data / "mnist")
     folder = data / "cifar10"
     lossless = name in LOSSLESS
     kind = "" if lossless else "jpeg_"
-    (training, _), (judging, _) = split(read(folder / f"{kind}train.npz", cache), HELD_OUT)
+    training, judging = split(read(folder / f"{kind}train.npz", cache), HELD_OUT)
     images, labels = read(folder / f"{kind}test.npz", cache)
-    judging = judging[-JUDGES:]
     if lossless:
-        # Three networks together are a better teacher than one, and there are more images than lossless ones.
-        each = {other: load(CifarResNet(int(other.removeprefix("resnet"))), folder / f"{other}.safetensors")
-                for other in LOSSLESS}
-        model, teachers = each[name], list(each.values())
-        copies = folder / "jpeg_train.npz"
-        sources = [training, without_copies(read(copies, cache)[0], judging)] if copies.exists() else [training]
+        model: nn.Module = load(CifarResNet(int(name.removeprefix("resnet"))), folder / f"{name}.safetensors")
     else:
         model = load_zoo(name)
-        teachers, sources = [model], [training]
-    for network in teachers:
-        network.to(memory_format=torch.channels_last)
-    views = _views("lossless" if lossless else name, sources, teachers, cache)
+    model = model.eval().to(memory_format=torch.channels_last)
 
     def batches(seed: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed)
         while True:
-            yield views.batch(BATCH, generator)
+            chosen = torch.randint(len(training[1]), (BATCH,), generator=generator)
+            yield _answered(model, ready(crops(training[0][chosen], generator)), training[1][chosen])
 
-    return Bench(name, model, ready(training[:CALIBRATION]), _answered(ready(judging), teachers),
-                 (ready(images), labels), batches)  # fmt: skip
-
-
-def _views(name: str, sources: Sequence[Tensor], teachers: Sequence[nn.Module], cache: Path | None) -> Views:
-    """Views and answers, which `cache` keeps."""
-    path = None if cache is None else cache / f"views-{name}-{VIEWS}.pt"
-    if path is not None and path.exists():
-        return Views(*torch.load(path))
-    images = torch.cat(list(mixed(list(sources), VIEWS, torch.Generator().manual_seed(7))))
-    views = Views.of(images, teachers)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save((views.images, views.answers), path)
-    return views
+    return Bench(name, model, ready(training[0][:CALIBRATION]), _judges(model, ready(judging[0]), judging[1]),
+                 (ready(images), labels), batches, 0.0 if lossless else LABELS)  # fmt: skip
 
 
 @torch.no_grad()
-def _answered(x: Tensor, teachers: Sequence[nn.Module]) -> list[Batch]:
-    """Batches of inputs with the teachers' mean answers, in float32."""
-    return [(part, torch.stack([teacher(part) for teacher in teachers]).mean(0)) for part in x.split(256)]
+def _answered(model: nn.Module, x: Tensor, y: Tensor) -> Batch:
+    """A batch with its targets."""
+    answers = model(x)
+    return x, torch.cat([answers, F.one_hot(y, answers.shape[1]).to(answers)], 1)
+
+
+def _judges(model: nn.Module, x: Tensor, y: Tensor) -> list[Batch]:
+    return [_answered(model, *pair) for pair in zip(x[:JUDGES].split(250), y[:JUDGES].split(250), strict=True)]
 
 
 def _mnist(folder: Path) -> Bench:
     """LeNet-5, and digits; views are turned, scaled and sheared a little."""
     images = digits(folder)
-    train = images.train[0]
-    model = load(LeNet5(), folder / "lenet5_caffe.safetensors").to(memory_format=torch.channels_last)
+    train, labels = images.train
+    model = load(LeNet5(), folder / "lenet5_caffe.safetensors").eval().to(memory_format=torch.channels_last)
 
     def batches(seed: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed)
         while True:
-            x = augmented(train[torch.randint(len(train), (BATCH,), generator=generator)], generator)
-            with torch.no_grad():
-                y = model(x)
-            yield x, y
+            chosen = torch.randint(len(train), (BATCH,), generator=generator)
+            yield _answered(model, augmented(train[chosen], generator), labels[chosen])
 
-    return Bench("lenet5", model, train[:CALIBRATION], _answered(images.held_out[0][:JUDGES], [model]), images.test,
+    return Bench("lenet5", model, train[:CALIBRATION], _judges(model, *images.held_out), images.test,
                  batches)  # fmt: skip

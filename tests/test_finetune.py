@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import tersor
 from tersor.errors import ConfigError, TargetError
 from tersor.sections import Contents
 from tersor.training.masks import keep_masks
-from tersor.training.pricing import Pricing
+from tersor.training.pricing import RAMP, Pricing
 from tersor.training.recovery import recover, views
 
 BATCHES = [inputs("residual", 16, seed) for seed in range(12)]
@@ -190,27 +191,46 @@ def test_what_is_refused():
         tersor.finetune(raw, model, BATCHES, steps=1)
 
 
+def pricing(start, limit, fixed=None):
+    found = Pricing(start, limit, fixed)
+    found.begin(0.1, 4000)
+    found.measured(start, 8.0 * start)
+    return found
+
+
 def test_the_price_follows_the_size():
-    pricing = Pricing(1000, 1000)
-    pricing.begin(0.1, 4000)
-    first = pricing.price
-    pricing.measured(1000, 8000.0)
-    pricing.steer(8400.0, 0.5)
-    dearer = pricing.price
-    pricing.steer(7000.0, 0.6)
-    assert dearer > first > 0 and pricing.price < dearer
-    ramp = Pricing(1000, 500)
-    ramp.begin(0.1, 4000)
-    ramp.measured(1000, 8000.0)
-    ramp.steer(7600.0, 0.04)
-    assert ramp.price == pytest.approx(ramp.first, rel=0.1), "on its way"
-    fixed = Pricing(1000, 1000, 0.25)
-    fixed.begin(0.1, 4000)
+    held = pricing(1000, 1000)
+    held.steer(8000.0, 0.0)
+    held.steer(8400.0, 0.02)
+    dearer = held.price
+    held.steer(7000.0, 0.03)
+    assert dearer > held.first > 0 and held.price < dearer
+    fixed = pricing(1000, 1000, 0.25)
+    fixed.steer(8000.0, 0.0)
     fixed.steer(1e9, 0.5)
     assert fixed.price == 0.25
-    again = Pricing(1000, 500)
+    ramp = pricing(1000, 500)
+    for progress in (0.0, 0.1, 0.2):
+        ramp.steer(8000.0 * (1.0 - 0.5 * progress / RAMP), progress)
+    assert ramp.price == pytest.approx(ramp.first, rel=0.1), "on its way"
+    again = pricing(1000, 500)
     again.load(ramp.state())
     assert again == ramp
+
+
+@pytest.mark.parametrize(("haste", "force"), [(0.05, 60.0), (0.02, 60.0), (0.1, 200.0)])
+def test_a_price_that_acts_late_does_not_swing(haste, force):
+    """Integers as a price finds them: each must first move through its step. Ten percent of the bits have to go."""
+    held = pricing(1000, 900)
+    speed, bits, sizes, prices = 0.0, 8000.0, [], []
+    for step in range(1000):
+        held.steer(bits, step / 1000)
+        speed += haste * (-force * math.log(held.price / held.first) - speed)
+        bits += speed * 0.2
+        sizes.append(bits / 8.0)
+        prices.append(held.price / held.first)
+    assert max(abs(size - 900.0) for size in sizes[500:]) < 9.0
+    assert min(sizes) > 880.0 and max(prices) < 3.0 and min(prices) > 1 / 3
 
 
 def network() -> nn.Sequential:

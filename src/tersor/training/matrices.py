@@ -19,7 +19,7 @@ from . import trellis
 from .rates import CodeLengths, classes_of, expected
 from .rounding import rounded, rounded_within
 
-LEAN = 0.45
+LEAN = 0.3
 """How far a latent may begin from the middle of its step, in steps."""
 
 
