@@ -31,7 +31,7 @@ from tersor.training.recovery import recover
 
 RATES = {
     "lenet5": (0.2, 0.12), "resnet20": (1.3, 1.0, 0.8), "resnet32": (1.0, 0.8), "vgg16_bn_cifar": (0.6, 0.4, 0.32),
-    "resnet18_cifar": (0.8, 0.6, 0.5), "densenet_cifar": (1.25, 1.0),
+    "vgg16_bn_full": (0.32,), "resnet18_cifar": (0.8, 0.6, 0.5), "densenet_cifar": (1.25, 1.0),
 }  # fmt: skip
 ABLATION = ("resnet20:1.3:ablation", "resnet20:1.6:ablation", "resnet20:2:ablation")
 CASES = Cases([*(f"{name}:{bits:g}" for name, every in RATES.items() for bits in every), *ABLATION],
@@ -54,11 +54,12 @@ was chosen on test images.
 
 {recipe}
 """
-RECIPE = """Fine-tuning: {steps} batches of {batch} crops and mirror images of training images. Targets are the answers
-of the fp32 network; for the networks of examples/zoo, which were trained for few epochs and do not know all
-training images by heart, labels count for {labels:.0%} of the loss. Training begins with a file of the same
-bytes without a trellis (`compress(..., trellis=False)`) and keeps its size; of the files on the way the one
-of the lowest loss on held-out training images (at most {judges}) is taken."""
+RECIPE = """Fine-tuning: {steps} batches (or as many as the table says) of {batch} crops and mirror images of training
+images. Targets are the answers of the fp32 network; for the networks of examples/zoo, which were trained
+for few epochs and do not know all training images by heart, labels count for {labels:.0%} of the loss.
+Training begins with a file of the same bytes without a trellis (`compress(..., trellis=False)`) and keeps
+its size; of the files on the way the one of the lowest loss on held-out training images (at most {judges})
+is taken."""
 NOTE = """The first four are what `tersor.compress` does by itself, by its effort. Distillation on the calibration
 samples (`tersor.training.recovery.recover`, 100 batches of 64 views) is not part of it: 320 images judge it better than
 others do. (At effort 5 it lowered KL from 0.0245 to 0.0237 on 1,000 images, for 20 CPU seconds.) Another sweep over the
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path, default=Path(tempfile.gettempdir()) / "tersor-finetuned",
                         help="folder for files and the state of their training")
     parser.add_argument("--cache", type=Path, help="folder for decoded images")
+    parser.add_argument("--full", type=Path, help="weights of vgg16_bn_full, by examples/train_cifar.py")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"batches of {BATCH} views to train on")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
@@ -82,7 +84,7 @@ def main() -> None:
 def measured(case: str, options: argparse.Namespace) -> Case:
     """One network at one rate, in three ways."""
     name, bits = case.split(":")
-    on = bench(name, data_folder(options.data), options.cache)
+    on = bench(name, data_folder(options.data), options.cache, options.full)
     options.files.mkdir(parents=True, exist_ok=True)
 
     def path(ending: str) -> Path:
@@ -166,8 +168,7 @@ def page(cases: dict[str, Case]) -> str:
     ablations = {key: cases[key] for key in ABLATION if key in cases}
     cases = {key: case for key, case in cases.items() if key not in ABLATION}
     networks = [name for name in RATES if any(case.startswith(f"{name}:") for case in cases)]
-    steps = max((case["steps"] for case in cases.values()), default=STEPS)
-    recipe = RECIPE.format(steps=f"{steps:,}", batch=BATCH, labels=LABELS, judges=JUDGES)
+    recipe = RECIPE.format(steps=f"{STEPS:,}", batch=BATCH, labels=LABELS, judges=JUDGES)
     lines = [HEAD.format(recipe=recipe, calibration=CALIBRATION, recovery=RECOVERY),
              "| network | fp32 top-1 | fp32 bytes | " + " | ".join(
                  f"{title}: no loss | 1 point" for title in WAYS.values()) + " | NNCodec: no loss | 1 point |",
@@ -187,6 +188,7 @@ def page(cases: dict[str, Case]) -> str:
                 point, (name, bits) = cases[key][way], key.split(":")
                 drop = point["drop"]
                 interval = f"{drop['mean']:+.2f} ({drop['low']:+.2f} to {drop['high']:+.2f})"
+                title += f", {cases[key]['steps']:,} batches" if way == "tuned" else ""
                 lines.append(f"| {name} | {bits} | {title} | {point['bytes']:,} | {interval} | {point['kl']:.4f} | "
                              f"{point['cpu_seconds']} |")  # fmt: skip
     return "\n".join([*lines, *ablation(ablations), "", "Made by `python benchmarks/finetuned.py`.", ""])

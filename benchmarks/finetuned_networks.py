@@ -20,6 +20,9 @@ from torch import Tensor, nn
 LOSSLESS = ("resnet20", "resnet32", "resnet56")
 """Networks of the data folder, for lossless images; the others are of examples/zoo, for JPEG copies."""
 CALIBRATION, JUDGES, BATCH = 640, 2000, 64
+FULL = "vgg16_bn_full"
+"""VGG-16 with all its channels, 59 MB as float32 and so not in examples/zoo: `python examples/train_cifar.py --network
+vgg16_bn --width 1 --epochs 7` makes it again."""
 LABELS, SMOOTHING = 0.5, 0.05
 """Weight of the labels in the loss, and how much they are smoothed, of networks of examples/zoo. Those of the data
 folder know the labels of all training images, so that nothing is to be learnt from these."""
@@ -47,7 +50,7 @@ class Bench:
             return LeNet5().eval()
         if self.name in LOSSLESS:
             return CifarResNet(int(self.name.removeprefix("resnet"))).eval()
-        return cifar(self.name.removesuffix("_cifar")).eval()
+        return cifar("vgg16_bn", 1.0).eval() if self.name == FULL else cifar(self.name.removesuffix("_cifar")).eval()
 
     def file_bytes(self) -> int:
         """Of the network as a .safetensors file of float32."""
@@ -66,8 +69,8 @@ class Bench:
         return self.labels * F.cross_entropy(outputs.float(), smooth) + (1.0 - self.labels) * distance
 
 
-def bench(name: str, data: Path, cache: Path | None) -> Bench:
-    """A network by name. `cache`: a folder for decoded images."""
+def bench(name: str, data: Path, cache: Path | None, full: Path | None = None) -> Bench:
+    """A network by name. `cache`: a folder for decoded images. `full`: the weights of `FULL`."""
     if name == "lenet5":
         return _mnist(data / "mnist")
     folder = data / "cifar10"
@@ -77,6 +80,10 @@ def bench(name: str, data: Path, cache: Path | None) -> Bench:
     images, labels = read(folder / f"{kind}test.npz", cache)
     if lossless:
         model: nn.Module = load(CifarResNet(int(name.removeprefix("resnet"))), folder / f"{name}.safetensors")
+    elif name == FULL:
+        if full is None:
+            raise FileNotFoundError(f"{FULL} must be trained first, and given by --full")
+        model = load(cifar("vgg16_bn", 1.0), full)
     else:
         model = load_zoo(name)
     model = model.eval().to(memory_format=torch.channels_last)
