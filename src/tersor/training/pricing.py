@@ -11,7 +11,7 @@ AHEAD = 0.08
 """Share of the steps that sizes are foretold for, by how they change now. A price acts slowly, by moving integers
 step by step: steered by the size of the moment it would swing far beyond what is needed, and back."""
 GAIN = 30.0
-"""A price moves by a factor of e within `AHEAD` where the foretold size is off by 1 / GAIN; more does not speed it up."""
+"""A price moves by a factor of e within `AHEAD` where the foretold size is off by 1 / GAIN, and never faster."""
 SMOOTH = 0.1
 """Share of `AHEAD` over which changes of the size are averaged."""
 LOWEST, HIGHEST = 1e-3, 1e4
