@@ -21,7 +21,7 @@ from typing import Any
 import common
 import torch
 from common import Case, Cases, data_folder, read_json
-from finetuned_networks import BATCH, CALIBRATION, JUDGES, LABELS, Bench, bench
+from finetuned_networks import BATCH, CALIBRATION, FULL, JUDGES, LABELS, Bench, bench
 
 import tersor
 from tersor import evaluate
@@ -42,7 +42,10 @@ EFFORTS = {"error feedback on the statistics as measured, scales and biases re-f
            "targets corrected for the errors before them (effort 5)": 5, "trellis (6)": 6,
            "transforms of the taps (7)": 7}  # fmt: skip
 DISTILLED = {"+ distillation: BatchNorms and biases": 0.0, "+ distillation: integers too": 1e-3}
-WAYS = {"plain": "without tuning", "recovered": "label-free recovery", "tuned": "fine-tuned"}
+WAYS = {"plain": "without tuning", "recovered": "label-free recovery", "start": "without trellis or tuning",
+        "tuned": "fine-tuned"}
+FEW = {FULL: ("start", "tuned")}
+"""Of the ways, where all of them would take too long."""
 HEAD = """# Fine-tuned
 
 Networks on CIFAR-10 (LeNet-5: MNIST), compressed at the default effort with {calibration} calibration images; the
@@ -93,16 +96,18 @@ def measured(case: str, options: argparse.Namespace) -> Case:
     reference = evaluate.logits(on.model, on.test[0].split(250))
     found: Case = {"steps": options.steps, "fp32_bytes": on.file_bytes(), "count": len(on.test[1]),
                    "fp32": float((reference.argmax(1) == on.test[1]).double().mean())}  # fmt: skip
-    plain = kept(path(".plain.tersor"), lambda: compressed(on, float(bits)))
     ways = {
-        "plain": lambda: plain,
-        "recovered": lambda: recover(plain, on.model, on.calibration[:RECOVERY], autocast=torch.bfloat16,
-                                     progress=print),
-        "tuned": lambda: tuned(on, float(bits), plain.size, options.steps, path(".checkpoint")),
-    }
-    for way, make in ways.items():
+        "plain": lambda: compressed(on, float(bits)),
+        "recovered": lambda: recover(files["plain"], on.model, torch.cat(on.calibration)[:RECOVERY],
+                                     autocast=torch.bfloat16, progress=print),
+        "start": lambda: compressed(on, float(bits), trellis=False),
+        "tuned": lambda: tuned(on, files["start"], files.get("plain", files["start"]).size, options.steps,
+                               path(".checkpoint")),
+    }  # fmt: skip
+    files: dict[str, Packed] = {}
+    for way in FEW.get(name, tuple(WAYS)):
         begun = time.process_time()
-        packed = kept(path(f".{way}.tersor"), make)
+        packed = files[way] = kept(path(f".{way}.tersor"), ways[way])
         seconds = time.process_time() - begun
         restored = tersor.restore(packed.data, into=on.fresh())
         logits = evaluate.logits(restored, on.test[0].split(250))
@@ -117,7 +122,7 @@ def ablated(case: str, options: argparse.Namespace) -> Case:
     """What each step of recovery without labels is worth: KL on held-out training images, one rate."""
     name, bits, _ = case.split(":")
     on = bench(name, data_folder(options.data), options.cache)
-    statistics = tersor.calibrate(on.model, on.calibration.split(80))
+    statistics = tersor.calibrate(on.model, on.calibration)
     judging = [x for x, _ in on.judging]
     reference = evaluate.logits(on.model, judging)
     found: Case = {}
@@ -135,7 +140,7 @@ def ablated(case: str, options: argparse.Namespace) -> Case:
 
     for label, effort in EFFORTS.items():
         packed = judge(label, partial(tersor.compress, on.model, statistics, bits=float(bits), effort=effort))
-    samples = on.calibration[:RECOVERY]
+    samples = torch.cat(on.calibration)[:RECOVERY]
     for label, rate in DISTILLED.items():
         judge(label, partial(recover, packed, on.model, samples, latents=rate, autocast=torch.bfloat16))
     return found
@@ -151,13 +156,12 @@ def kept(path: Path, make: Any) -> Packed:
 
 
 def compressed(on: Bench, bits: float, **options: Any) -> Packed:
-    statistics = tersor.calibrate(on.model, on.calibration.split(80))
+    statistics = tersor.calibrate(on.model, on.calibration)
     return tersor.compress(on.model, statistics, bits=bits, **options)
 
 
-def tuned(on: Bench, bits: float, size: int, steps: int, checkpoint: Path) -> Packed:
-    """Trained on views of training images, at `size` bytes."""
-    before = kept(checkpoint.with_suffix(".start.tersor"), lambda: compressed(on, bits, trellis=False))
+def tuned(on: Bench, before: Packed, size: int, steps: int, checkpoint: Path) -> Packed:
+    """Trained on views of training images, to `size` bytes."""
     return finetune(before, on.model, on.batches, loss=on.loss, steps=steps, size=size, held_out=on.judging,
                     every=max(1, steps // LOOKS), autocast=torch.bfloat16, checkpoint=checkpoint,
                     progress=lambda line: print(" ", line, flush=True))  # fmt: skip
@@ -212,7 +216,7 @@ def ablation(cases: dict[str, Case]) -> list[str]:
 
 def smallest(cases: list[Case], way: str, good: Any) -> str:
     """The smallest file of one way whose drop is good enough, with how many times smaller it is."""
-    sizes = [(case[way]["bytes"], case["fp32_bytes"]) for case in cases if good(case[way]["drop"])]
+    sizes = [(case[way]["bytes"], case["fp32_bytes"]) for case in cases if way in case and good(case[way]["drop"])]
     if not sizes:
         return "-"
     size, whole = min(sizes)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 LOSSLESS = ("resnet20", "resnet32", "resnet56")
 """Networks of the data folder, for lossless images; the others are of examples/zoo, for JPEG copies."""
 CALIBRATION, JUDGES, BATCH = 640, 2000, 64
+"""Images (256 for `FULL`), images, views."""
 FULL = "vgg16_bn_full"
 """VGG-16 with all its channels, 59 MB as float32 and so not in examples/zoo: `python examples/train_cifar.py --network
 vgg16_bn --width 1 --epochs 7` makes it again."""
@@ -33,12 +34,12 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Bench:
-    """A network with its images as it wants them. `calibration`: training images; `judging`: other ones, with targets;
-    `test`; `batches`: views of training images without end, by a seed."""
+    """A network with its images as it wants them. `calibration`: batches of training images; `judging`: others, with
+    targets; `test`; `batches`: views of training images without end, by a seed."""
 
     name: str
     model: nn.Module
-    calibration: Tensor
+    calibration: list[Tensor]
     judging: list[Batch]
     test: Pair
     batches: Callable[[int], Iterator[Batch]]
@@ -94,7 +95,9 @@ def bench(name: str, data: Path, cache: Path | None, full: Path | None = None) -
             chosen = torch.randint(len(training[1]), (BATCH,), generator=generator)
             yield _answered(model, ready(crops(training[0][chosen], generator)), training[1][chosen])
 
-    return Bench(name, model, ready(training[0][:CALIBRATION]), _judges(model, ready(judging[0]), judging[1]),
+    few = name == FULL
+    calibration = ready(training[0][: 256 if few else CALIBRATION]).split(64 if few else 80)
+    return Bench(name, model, list(calibration), _judges(model, ready(judging[0]), judging[1]),
                  (ready(images), labels), batches, 0.0 if lossless else LABELS)  # fmt: skip
 
 
@@ -121,5 +124,5 @@ def _mnist(folder: Path) -> Bench:
             chosen = torch.randint(len(train), (BATCH,), generator=generator)
             yield _answered(model, augmented(train[chosen], generator), labels[chosen])
 
-    return Bench("lenet5", model, train[:CALIBRATION], _judges(model, *images.held_out), images.test,
+    return Bench("lenet5", model, list(train[:CALIBRATION].split(80)), _judges(model, *images.held_out), images.test,
                  batches)  # fmt: skip
