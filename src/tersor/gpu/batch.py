@@ -25,6 +25,8 @@ TABLE = 1 << 14
 """Slots of the largest table."""
 MANY = 1 << 16
 """Up to so many elements all may be escapes; beyond it, one in 64."""
+MOST_BLOCKS = 65_535
+"""Programs along the second axis of a grid."""
 _ROWS = 32
 """Rows to a program that restores a trellis: a warp."""
 
@@ -117,7 +119,8 @@ class Batch:
             mine = job.matrix_of(row) == matrix
             row, column, value = row[mine] - job.first_rows[matrix], column[mine], value[mine]
             new = value.astype(np.int32)
-            right = new if coded.trellis else scalar.levels_of(new, coded.shift) * coded.steps[row]
+            with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+                right = new if coded.trellis else scalar.levels_of(new, coded.shift) * coded.steps[row]
             q[self._there(row), self._there(column)] = self._there(right)
         if coded.trellis:
             following, quantizer = ((kernels.NEXT_4, kernels.QUANTIZER_4) if coded.trellis == 4
@@ -138,10 +141,12 @@ class Batch:
         reach = scalar.MAX_REACH if any(coded.shift) else -1
         levels = scalar.level_table(coded.shift, reach) if reach > 0 else np.zeros(1, np.float32)
         block = min(1024, 1 << (columns - 1).bit_length())
+        while columns > block * MOST_BLOCKS:
+            block *= 2
         kernels.restore_rows[(rows, -(-columns // block))](
             self.symbols, self.row_source[mine], self.row_table[mine], self._there(job.row_low[first:last]), steps,
             self.first_of, lows, self._there(levels.copy()), out, columns, lows.numel(), reach,
-            LOW=low, FLOATS=not coded.trellis, BLOCK=block, num_warps=max(1, block // 256))
+            LOW=low, FLOATS=not coded.trellis, BLOCK=block, num_warps=min(8, max(1, block // 256)))
 
 
 def _before(sizes: Sequence[int]) -> list[int]:
