@@ -266,3 +266,17 @@ def test_the_command_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "is the state of another task" in capsys.readouterr().err
     assert main([*command, "--dry-run"]) == 0
     assert "GB of memory (foretold" in capsys.readouterr().err
+
+
+def test_a_fixed_transform_is_kept(tmp_path: Path) -> None:
+    """DCTs are members of an enumeration: they come back as such, not as bare numbers, which no field takes."""
+    from tersor.synthesis.scalar import ScalarCode
+    from tersor.synthesis.transform import TransformCode
+    from tersor.synthesis.transform_maps import Dct
+
+    inner = ScalarCode(np.arange(18, dtype=np.int32).reshape(2, 9), 3)
+    for taps in (Dct.I, Dct.II, inner, None):
+        records.save(tmp_path / "code", TransformCode(inner, taps=taps))
+        back = records.load(tmp_path / "code", (ScalarCode, TransformCode))
+        assert type(back.taps) is type(taps)
+        assert taps is inner or back.taps == taps

@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -99,10 +100,20 @@ def _up(tree: Any, arrays: dict[str, np.ndarray[Any, Any]], classes: dict[str, t
     cls: Any = classes[tree["class"]]
     given = {name: _up(item, arrays, classes) for name, item in tree["fields"].items()}
     hints = typing.get_type_hints(cls)
+    given = {name: _numbered(value, hints[name]) for name, value in given.items()}
     for name, value in given.items():
         if not _fits(value, hints[name]):
             raise TypeError(f"{tree['class']}.{name} is a {type(value).__name__}")
     return cls(**given)
+
+
+def _numbered(value: object, hint: Any) -> object:
+    """A number as the member of the enumeration that a field with this type hint may hold."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        for kind in typing.get_args(hint) or (hint,):
+            if isinstance(kind, type) and issubclass(kind, IntEnum):
+                return kind(value)
+    return value
 
 
 def _fits(value: object, hint: Any) -> bool:
