@@ -32,7 +32,7 @@ from .calibration.patches import Geometry, at_positions, groups_of_call, to_matr
 from .encoding import Encoding, affine_of, rescale
 from .statistics import Statistics
 from .threads import in_order
-from .tools.metric import Matrix
+from .tools.correction import Moments, correction
 from .tools.target import LayerTarget
 
 MEMORY = 2 << 30
@@ -45,9 +45,6 @@ PATCHES = 128 << 20
 POSITIONS = 64
 """Positions per image that the moments of a convolution's input are averaged over. (ResNet-20, 320 images: 256 give the
 same, 32 lose 0.2 dB.)"""
-TARGET_DAMPING = 0.3
-"""Share of H's mean diagonal that is added to it where targets are corrected. (ResNet-20, images that calibration has
-not seen: 0.13 dB better than 0.1, at 1.1 and at 1.6 bits/weight; 1 does much the same.)"""
 LARGEST = 4608
 """Layers with more inputs keep their own targets: H would take longer than it saves."""
 
@@ -259,22 +256,17 @@ class _Lockstep(CallCounter):
                 or target.layer.kind == "embedding" or name in self.encoding.shared:
             return target
         shortcut = self._shortcut(name, z)
-        moments = self._moments(target, func, args, kwargs, x, z, shortcut)
-        centred = self.plan.is_centred(name)
+        middle = len(x) // 2
+        halves = [self._moments(target, func, args, kwargs, x, z, shortcut, part)
+                  for part in (slice(0, (middle + 1) // 2), slice((middle + 1) // 2, middle)) if part.stop > part.start]
         w, a = target.W.copy(), target.A.copy()
         for k in range(target.groups):
-            h, c, r, mean, mean_hat, mean_r = (m[k] for m in moments)
-            if centred:
-                h, c = h - np.outer(mean_hat, mean_hat), c - np.outer(mean, mean_hat)
-                r = r - np.outer(mean_r, mean_hat)
-            h = (h + h.T) / 2
-            damped = torch.from_numpy(h + np.eye(len(h)) * (TARGET_DAMPING * np.trace(h) / len(h) + 1e-30))
-            factor, failed = torch.linalg.cholesky_ex(damped)
+            g = np.asarray(target.G[k])
+            cost = np.maximum(np.diag(g) if g.ndim == 2 else g, 0.0)
+            change, h = correction([part.group(k, self.plan.is_centred(name)) for part in halves], w[k], cost)
+            w[k] += change
             if measured.coherent is None:
                 a[k] = h * measured.positions
-            if not int(failed):
-                right = torch.from_numpy((w[k] @ (c - h) + r).T.copy())
-                w[k] += torch.cholesky_solve(right, factor).numpy().T
         if measured.coherent is None:
             return replace(target, W=w, A=a).with_factors({"row_factors": target.row_factors})
         return replace(target, W=w).with_factors(target.factors)
@@ -295,29 +287,20 @@ class _Lockstep(CallCounter):
         return difference
 
     def _moments(self, target: LayerTarget, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any],
-                 x: Tensor, z: Tensor, shortcut: Tensor | None) -> tuple[Matrix, ...]:
-        """Means over positions, per group: H, C [n, n], R = E[(s - s^) u^^T] [m, n], and means of u, u^, s - s^."""
+                 x: Tensor, z: Tensor, shortcut: Tensor | None, part: slice) -> Moments:
+        """Of the images `part`."""
         groups, m, n = target.W.shape
-        h, c = (torch.zeros(groups, n, n, dtype=torch.float64) for _ in "hc")
-        r = torch.zeros(groups, m, n, dtype=torch.float64)
-        u_sum, v_sum = (torch.zeros(groups, n, dtype=torch.float64) for _ in "uv")
-        s_sum, count = torch.zeros(groups, m, dtype=torch.float64), 0
+        sums = Moments.zeros(groups, m, n)
         middle = len(x) // 2
         columns = _Columns(target, func, args, kwargs, self.generator)
         chunk = max(1, PATCHES // max(1, columns.bytes_per_image(x, z)))
-        for start in range(0, middle, chunk):
-            stop = min(start + chunk, middle)
+        for start in range(part.start, part.stop, chunk):
+            stop = min(start + chunk, part.stop)
             u, v, s = columns.of(x[start:stop], x[middle + start : middle + stop], z[start:stop],
                                  None if shortcut is None else shortcut[start:stop])
-            u, v = u.float(), v.float()  # half precision would overflow
-            s = None if s is None else s.float()
-            sums = [(v, h, v_sum), (u, c, u_sum)] + ([(s, r, s_sum)] if s is not None else [])
-            products = in_order(partial(_product, v), [left for left, _, _ in sums])
-            for (_, product, total), (one, other) in zip(sums, products, strict=True):
-                product += one.double()
-                total += other.double()
-            count += u.shape[2]
-        return tuple((part / max(count, 1)).numpy() for part in (h, c, r, u_sum, v_sum, s_sum))
+            # Half precision would overflow.
+            sums.add(u.float(), v.float(), None if s is None else s.float())
+        return sums
 
     # ---- BatchNorm -------------------------------------------------------------------------------------
 
@@ -415,11 +398,6 @@ def _by_images(run: Callable[[slice], Tensor], out: Tensor) -> None:
 
     for _ in in_order(work, _cuts(out)):
         pass
-
-
-def _product(right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-    """left right^T [groups, n or m, n], and the sums of left's rows."""
-    return left @ right.mT, left.sum(2)
 
 
 def _affine(x: Tensor, factor: Tensor, term: Tensor, part: slice) -> Tensor:

@@ -94,3 +94,15 @@ def _diagonals(metric: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
 
 def _mean(diagonal: npt.NDArray[np.floating]) -> float:
     return float(np.mean(diagonal)) if diagonal.size else 0.0
+
+
+def oas(covariance: Matrix, samples: float) -> float:
+    """How far a covariance [n, n] of so many samples is to be shrunk towards its mean diagonal times I, 0..1.
+
+    Oracle approximating shrinkage: Chen, Wiesel, Eldar, Hero, "Shrinkage algorithms for MMSE covariance estimation"
+    (IEEE Trans. Signal Processing, 2010), eq. 23.
+    """
+    size = len(covariance)
+    square, trace = float((covariance**2).sum()), float(np.trace(covariance))
+    over = (samples + 1 - 2 / size) * (square - trace**2 / size)
+    return min(1.0, ((1 - 2 / size) * square + trace**2) / over) if over > 0 else 1.0

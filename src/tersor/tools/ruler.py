@@ -7,7 +7,7 @@ The model. A weight of matrix row r, input channel i, tap t is Gaussian, of mean
 a scale per row, times a covariance over input channels, times one over taps. (One over both together would
 have as many numbers as the layer has weights, and call the weights themselves known.) v_r is the row's mean square;
 the two covariances come from rows scaled to 1, their correlations shrunk towards 0 as far as the number of
-samples demands (OAS: Chen, Wiesel, Eldar, Hero, "Shrinkage algorithms for MMSE covariance estimation", 2010).
+samples demands (`metric.oas`).
 Errors cost D = tr(G E A E^T). Where both are Kronecker products, the variances that matter are products of two
 kinds of eigenvalues, of G^(1/2) diag(v) G^(1/2) (outputs) and of A^(1/2) (C_inputs x C_taps) A^(1/2) (inputs), and
 reverse water-filling over them (`tersor.tools.rate_distortion`) is the least rate of any code for such weights.
@@ -27,7 +27,7 @@ import numpy as np
 
 from .candidate import distortion
 from .covariances import dense, tensor_view, weight_covariance
-from .metric import Matrix
+from .metric import Matrix, oas
 from .rate_distortion import scalar_rate, waterfill_rate
 from .target import LayerTarget
 
@@ -163,9 +163,7 @@ def _shrunk(covariance: Matrix, samples: int) -> Matrix:
         return np.eye(size)
     inverse = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
     s = inverse[:, None] * covariance * inverse
-    square, trace = float((s**2).sum()), float(np.trace(s))
-    over = (samples + 1 - 2 / size) * (square - trace**2 / size)
-    rho = min(1.0, ((1 - 2 / size) * square + trace**2) / over) if over > 0 else 1.0
+    rho = oas(s, samples)
     s = (1 - rho) * s + rho * np.diag(np.diag(s))
     return np.asarray(deviation[:, None] * s * deviation / (np.trace(covariance) / size))
 

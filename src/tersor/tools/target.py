@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from ..adapters.inventory import WeightLayer
 from ..statistics import LayerStatistics
-from .metric import DAMPING, Matrix, Triangular, triangular
+from .metric import DAMPING, Matrix, Triangular, oas, triangular
 
 COHERENCE = 0.7
 """Share of the coherent metric in A; the rest is A of independent positions, which is less noisy."""
-COHERENT_DAMPING = 0.1
-"""Damping of the mixture."""
+COHERENT_DAMPING = 0.05
+"""Damping of the mixture, after it was shrunk."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,16 @@ def measured_target(layer: WeightLayer, tensor: npt.NDArray[np.generic], statist
     g = statistics.G.astype(np.float64) * weight
     if statistics.coherent is None:
         return LayerTarget(layer, tensor.shape, matrix, a, g, absorbed)
-    return LayerTarget(layer, tensor.shape, matrix, *_with_coherent(a, g, statistics, centred, weight), absorbed,
-                       COHERENT_DAMPING)
+    mixed, g = _with_coherent(a, g, statistics, centred, weight)
+    return LayerTarget(layer, tensor.shape, matrix, np.stack([_shrunk(part, statistics.images) for part in mixed]), g,
+                       absorbed, COHERENT_DAMPING)
+
+
+def _shrunk(a: Matrix, images: int) -> Matrix:
+    """A as far as so many images tell it (`metric.oas`): feedback that relies on directions in which few images happen
+    to have little does harm on others. (SqueezeNet 1.1, 256 images: 4% of the bytes; ResNet-20, 320: nothing.)"""
+    share = oas(a, images)
+    return np.asarray((1.0 - share) * a + share * np.trace(a) / len(a) * np.eye(len(a)))
 
 
 def _with_coherent(a: Matrix, g: Matrix, statistics: LayerStatistics, centred: bool,

@@ -1,0 +1,120 @@
+"""How a layer's target makes up for the errors of the layers before it, as far as calibration images can tell.
+
+With u the layer's input in the original network, u^ in the partly compressed one, and s - s^ what its shortcut lacks,
+the least-squares target is W + W_d,
+
+    W_d = B (H + damping)^-1,   B = E[(W u - W u^ + s - s^) u^^T],   H = E[u^ u^^T].
+
+W_d has as many numbers as the layer, so it fits the calibration images better than the network. How far it is to be
+trusted is asked of the images themselves: damping and a factor are those with which each half of the images explains
+the other half best (two-fold cross-validation). A layer for which nothing explains the other half keeps its target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..threads import in_order
+from .metric import Matrix
+
+DAMPINGS = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Shares of H's mean diagonal that are tried."""
+ALONE = 0.3
+"""The one that is taken where there is one image only."""
+
+Pair = tuple[Matrix, Matrix, Matrix, int]
+"""H, C = E[u u^^T] float64 [n, n], R = E[(s - s^) u^^T] [m, n], and the number of positions."""
+
+
+@dataclass
+class Moments:
+    """Sums over positions, per group: u^ u^^T, u u^^T [groups, n, n], (s - s^) u^^T [groups, m, n], and of u, u^,
+    s - s^ themselves."""
+
+    second: Tensor
+    cross: Tensor
+    shortcut: Tensor
+    sums: tuple[Tensor, Tensor, Tensor]
+    count: int = 0
+
+    @staticmethod
+    def zeros(groups: int, m: int, n: int) -> Moments:
+        def of(*shape: int) -> Tensor:
+            return torch.zeros(groups, *shape, dtype=torch.float64)
+
+        return Moments(of(n, n), of(n, n), of(m, n), (of(n), of(n), of(m)))
+
+    def add(self, u: Tensor, v: Tensor, s: Tensor | None) -> None:
+        """Columns u, u^ [groups, n, count] and s - s^ [groups, m, count]."""
+        sums = [(v, self.second, self.sums[1]), (u, self.cross, self.sums[0])]
+        sums += [(s, self.shortcut, self.sums[2])] if s is not None else []
+        products = in_order(partial(_product, v), [left for left, _, _ in sums])
+        for (_, product, total), (one, other) in zip(sums, products, strict=True):
+            product += one.double()
+            total += other.double()
+        self.count += u.shape[2]
+
+    def group(self, k: int, centred: bool) -> Pair:
+        """Means of one group; centred where a bias or BatchNorm makes up for a mean error."""
+        count = max(self.count, 1)
+        h, c, r = (part[k].numpy() / count for part in (self.second, self.cross, self.shortcut))
+        if centred:
+            mean, mean_hat, mean_r = (part[k].numpy() / count for part in self.sums)
+            h, c, r = h - np.outer(mean_hat, mean_hat), c - np.outer(mean, mean_hat), r - np.outer(mean_r, mean_hat)
+        return (h + h.T) / 2, c, r, self.count
+
+
+def _product(right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """left right^T [groups, n or m, n], and the sums of left's rows."""
+    return left @ right.mT, left.sum(2)
+
+
+def correction(halves: Sequence[Pair], w: Matrix, cost: Matrix) -> tuple[Matrix, Matrix]:
+    """W_d float64 [m, n] of a group's weights w [m, n], and H of all images.
+
+    halves: moments of the images, in one part or two. cost: [m], what an error of each output costs.
+    """
+    systems = [(h, w @ (c - h) + r) for h, c, r, _ in halves]
+    counts = np.array([count for *_, count in halves], dtype=np.float64)
+    share = counts / max(counts.sum(), 1.0)
+    h, b = (sum(f * part for f, part in zip(share, parts, strict=True)) for parts in zip(*systems, strict=True))
+    damping, factor = trust(systems, cost) if len(systems) == 2 else (ALONE, 1.0)
+    found = _solve(h, b, damping) if factor > 0 else None
+    return np.zeros_like(w) if found is None else factor * found, np.asarray(h)
+
+
+def trust(systems: Sequence[tuple[Matrix, Matrix]], cost: Matrix) -> tuple[float, float]:
+    """Damping and factor with which (H, B) of either half makes up for most of the error of the other half.
+
+    A change W_d takes 2 <W_d, B> - <W_d H, W_d> off the error of the images of which H, B are, rows weighed by `cost`;
+    with a factor f on it, f times the first and f^2 times the second.
+    """
+    best = (0.0, ALONE, 0.0)
+    for damping in DAMPINGS:
+        linear = square = 0.0
+        for (h, b), (other_h, other_b) in zip(systems, reversed(systems), strict=True):
+            change = _solve(h, b, damping)
+            if change is None:
+                break
+            weighed = cost[:, None] * change
+            linear += float((weighed * other_b).sum())
+            square += float((weighed * (change @ other_h)).sum())
+        else:
+            factor = min(max(linear / square, 0.0), 1.0) if square > 0 else 0.0
+            best = max(best, (2 * factor * linear - factor**2 * square, damping, factor))
+    return best[1], best[2]
+
+
+def _solve(h: Matrix, b: Matrix, damping: float) -> Matrix | None:
+    """B (H + damping)^-1; None where that is not positive definite."""
+    damped = torch.from_numpy(h + np.eye(len(h)) * (damping * np.trace(h) / len(h) + 1e-30))
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if int(failed):
+        return None
+    return np.asarray(torch.cholesky_solve(torch.from_numpy(b.T.copy()), factor).numpy().T)
