@@ -35,7 +35,7 @@ from .shared import SharedValues
 from .small import AffineMaps, SmallTensors
 from .weights import CodedWeight
 
-LATENT_RATE = 2e-3
+LATENT_RATE = 5e-3
 """Adam's learning rate of integers, in steps."""
 VALUE_RATE = 2e-3
 """Of codebooks, in root mean squares of their values."""
