@@ -246,6 +246,11 @@ class Job:
         def find(start: float) -> Trial[_Trial]:
             return search(encode, target, start, slope, what="size in bytes", progress=progress)
 
+        scout = self.stage.scout(self.plan) if self.corrected and self.stage is not None and weights else None
+        if scout is not None:
+            whole, self.stage = self.stage, scout
+            start = find(start).log_price
+            self.stage = whole
         best = self._filled(find(start), target)
         if best.value < (1.0 - TOLERANCE) * target and best.result.decisions:
             self.plan.chooser.frozen = True

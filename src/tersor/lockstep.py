@@ -29,7 +29,7 @@ from .adapters.lockstep import CallCounter, Recipe
 from .adapters.module import to_torch
 from .adapters.trace import trace_with_recipes
 from .calibration.patches import Geometry, at_positions, groups_of_call, to_matrix, windows
-from .encoding import Encoding, affine_of, rescale
+from .encoding import Encoding, Plan, affine_of, rescale
 from .statistics import Statistics
 from .threads import in_order
 from .tools.correction import Moments, correction
@@ -49,6 +49,12 @@ LARGEST = 4608
 """Layers with more inputs keep their own targets: H would take longer than it saves."""
 
 
+SCOUTS, FEWEST_SCOUTS = 4, 32
+"""A trial that only looks for lambda takes one sample in so many; but no fewer than that."""
+WEIGHT = 3e4
+"""Multiply-adds of a convolution in the time that one weight takes to be quantised and coded, about."""
+
+
 Samples = Tensor | dict[str, Tensor]
 
 
@@ -64,6 +70,20 @@ class Stage:
     samples: Samples
     recipes: Mapping[int, Recipe]
     reference: Tensor
+
+    def scout(self, plan: Plan) -> Stage | None:
+        """The same with some of the samples, for trials that only look for lambda: sizes hardly depend on how many
+        there are. None where the networks take less time to run than layers to encode."""
+        count = len(self.reference) // SCOUTS
+        assert plan.statistics is not None
+        measured = [(plan.inventory.tensors[name].size, found) for name in plan.layers
+                    if (found := plan.statistics.layers.get(name)) is not None]
+        run = 2.0 * len(self.reference) * sum(size * found.positions for size, found in measured)
+        encode = sum(WEIGHT * size + (float(found.A.shape[-1]) ** 3 + float(found.G.shape[-1]) ** 3) * len(found.A)
+                     for size, found in measured)
+        if count < FEWEST_SCOUTS or run < 2.0 * encode:
+            return None
+        return Stage(_map(self.samples, lambda t: t[:count]), self.recipes, self.reference[:count])
 
 
 def prepare(statistics: Statistics, model: nn.Module, inventory: Inventory) -> Stage | None:

@@ -18,6 +18,9 @@ from .uses import BatchNormUse, DenseUse, LookupUse
 MAX_FULL = 8192
 """Rows or columns per group above which only the diagonal of A or G is kept (512 MB in float64)."""
 
+BLOCKS, SMALLEST_BLOCK = 8, 128
+"""A symmetric product is computed in so many blocks of rows, of at least so many: 9/16 of the work."""
+
 
 @dataclass
 class Options:
@@ -78,7 +81,7 @@ class Moments:
         self.norm.add(total.square().sum((1, 2, 3)))
         if self.second is not None:
             flat = total.flatten(1, 2)
-            self.second.add(flat.transpose(1, 2) @ flat)
+            self.second.add(_outer(flat.transpose(1, 2)))
             self.cross.add((flat.transpose(1, 2) @ sums.flatten(1, 2)[:, :, None])[:, :, 0])
             self.shift.add(sums.square().sum((1, 2)))
 
@@ -263,7 +266,22 @@ class VectorAccumulator:
 def _square(columns: Tensor, diagonal: bool) -> Tensor:
     """[groups, n, ...] -> sum of outer products [groups, n, n], or its diagonal [groups, n]."""
     flat = columns.reshape(*columns.shape[:2], -1)
-    return flat.square().sum(2).double() if diagonal else flat @ flat.transpose(1, 2)
+    return flat.square().sum(2).double() if diagonal else _outer(flat)
+
+
+def _outer(rows: Tensor) -> Tensor:
+    """R R^T of R [groups, n, count]: of large n the blocks below the diagonal, which are those above it as well."""
+    n = rows.shape[1]
+    if n <= 2 * SMALLEST_BLOCK:
+        return rows @ rows.transpose(1, 2)
+    found = rows.new_empty((len(rows), n, n))
+    step = max(SMALLEST_BLOCK, -(-n // BLOCKS))
+    for first in range(0, n, step):
+        last = min(n, first + step)
+        block = rows[:, first:last] @ rows[:, :last].transpose(1, 2)
+        found[:, first:last, :last] = block
+        found[:, :first, first:last] = block[:, :, :first].transpose(1, 2)
+    return found
 
 
 def _slabs(count: int, pieces: int) -> list[slice]:
