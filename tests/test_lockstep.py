@@ -244,3 +244,24 @@ def test_without_samples_there_is_a_note() -> None:
     assert packed.notes == ["no second walk: the statistics kept no samples"] and packed.snr is None
     with pytest.raises(tersor.TersorError, match="samples"):
         tersor.compress(model, stats, snr=30)
+
+
+def test_scouts_look_for_lambda_with_some_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where running the networks takes longest: the file that is kept is of all samples, and meets its size."""
+    model, x = build("residual"), inputs("residual")
+    stats = tersor.calibrate(model, [x])
+    plain = tersor.compress(model, stats, bits=6.0)
+    monkeypatch.setattr("tersor.lockstep.WEIGHT", 0.0)
+    monkeypatch.setattr("tersor.lockstep.FEWEST_SCOUTS", 2)
+    counts: list[int] = []
+    original = tersor.encoder.lockstep_walk
+
+    def spy(encoding: Any, network: Any, stage: Any) -> Any:
+        counts.append(len(stage))
+        return original(encoding, network, stage)
+
+    monkeypatch.setattr(tersor.encoder, "lockstep_walk", spy)
+    monkeypatch.setattr("tersor.lockstep.SCOUTS", len(x) // 2)
+    packed = tersor.compress(model, stats, bits=6.0)
+    assert counts[0] == 2 and counts[-1] == len(x) and sorted(counts) == counts
+    assert packed.bits_per_weight <= 6.0 and packed.size > 0.97 * plain.size and packed.snr is not None

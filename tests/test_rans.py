@@ -313,3 +313,13 @@ def test_golden_payload() -> None:
 
 def test_kernel_version() -> None:
     assert native.library().tersor_abi_version() == native.ABI_VERSION
+
+
+@pytest.mark.parametrize("rows", [1, 40, 300])
+@pytest.mark.parametrize("spread", [0.3, 2.0, 40.0])
+def test_an_estimate_is_near_the_payload(rows: int, spread: float) -> None:
+    rng = np.random.default_rng(rows)
+    scale = spread * np.exp(0.7 * rng.normal(size=(rows, 1)))
+    q = np.rint(rng.laplace(size=(rows, 600)) * scale).astype(np.int32)
+    assert rans.estimate([q]) == pytest.approx(8 * len(rans.encode([q])), rel=0.03, abs=800)
+    assert rans.estimate([np.zeros((0, 5), np.int32)]) == 0.0

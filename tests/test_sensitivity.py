@@ -16,6 +16,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from tersor.adapters.module import inventory_of_module, load_into  # noqa: E402
+from tersor.calibration import accumulators  # noqa: E402
 from tersor.errors import StatisticsError  # noqa: E402
 from tersor.sensitivity import calibrate, memory_needed  # noqa: E402
 from tersor.statistics import Statistics  # noqa: E402
@@ -478,3 +479,11 @@ def test_messages_have_no_addresses() -> None:
     with pytest.raises(StatisticsError) as error:
         calibrate(Wrapped("scalar"), torch.randn(4, 3))
     assert not re.search("0x[0-9a-f]{6}", str(error.value))
+
+
+@pytest.mark.parametrize("n", [5, 256, 257, 700, 1300])
+def test_symmetric_products_by_blocks(n: int) -> None:
+    rows = torch.randn(2, n, 30, generator=torch.Generator().manual_seed(n))
+    found = accumulators._outer(rows)
+    assert torch.allclose(found, rows @ rows.transpose(1, 2), atol=1e-4)
+    assert n <= 256 or torch.equal(found[:, :128, 128:], found[:, 128:, :128].transpose(1, 2)), "one half is the other"

@@ -354,7 +354,8 @@ class Job:
             try:
                 y_hat = lockstep_walk(encoding, self.model, self.stage)
                 done = True
-                snr = None if y_hat is None else signal_to_noise(self.stage.reference, y_hat)
+                if y_hat is not None and self.stage.outputs is not None:
+                    snr = signal_to_noise(self.stage.outputs, y_hat)
             except Mismatch as error:
                 self.corrected = False
                 self.notes.append(f"no second walk: {error}")
@@ -394,7 +395,9 @@ class Job:
         assert self.model is not None and self.stage is not None
         with undisturbed(self.model), load(written.data, threads=self.threads) as file:
             y_hat = forward_restored(self.model, file, self.stage.samples)
-        return signal_to_noise(self.stage.reference, y_hat)
+            if self.stage.outputs is None:
+                self.stage.outputs = forward(self.model, self.stage.samples)
+        return signal_to_noise(self.stage.outputs, y_hat)
 
     def _packed(self, best: Trial[_Trial]) -> Packed:
         trial = best.result

@@ -49,6 +49,8 @@ LARGEST = 4608
 """Layers with more inputs keep their own targets: H would take longer than it saves."""
 
 
+CHECKED = 64
+"""Samples on which the original network is run by itself, to see that it does the same beside the compressed one."""
 SCOUTS, FEWEST_SCOUTS = 4, 32
 """A trial that only looks for lambda takes one sample in so many; but no fewer than that."""
 WEIGHT = 3e4
@@ -62,28 +64,35 @@ class Mismatch(Exception):
     """The doubled batch does not split at this layer or did not reproduce the original network."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stage:
     """What every walk through one model needs, prepared once: the inputs, how to make shortcuts that the model
-    computes late, and the original network's outputs, float64."""
+    computes late, and the original network's outputs on the first of them, `checked`, float64.
+
+    outputs: the original network's outputs on all samples, float64, once a walk has computed them.
+    """
 
     samples: Samples
     recipes: Mapping[int, Recipe]
-    reference: Tensor
+    checked: Tensor
+    outputs: Tensor | None = None
+
+    def __len__(self) -> int:
+        return _count(self.samples)
 
     def scout(self, plan: Plan) -> Stage | None:
         """The same with some of the samples, for trials that only look for lambda: sizes hardly depend on how many
         there are. None where the networks take less time to run than layers to encode."""
-        count = len(self.reference) // SCOUTS
+        count = len(self) // SCOUTS
         assert plan.statistics is not None
         measured = [(plan.inventory.tensors[name].size, found) for name in plan.layers
                     if (found := plan.statistics.layers.get(name)) is not None]
-        run = 2.0 * len(self.reference) * sum(size * found.positions for size, found in measured)
+        run = 2.0 * len(self) * sum(size * found.positions for size, found in measured)
         encode = sum(WEIGHT * size + (float(found.A.shape[-1]) ** 3 + float(found.G.shape[-1]) ** 3) * len(found.A)
                      for size, found in measured)
         if count < FEWEST_SCOUTS or run < 2.0 * encode:
             return None
-        return Stage(_map(self.samples, lambda t: t[:count]), self.recipes, self.reference[:count])
+        return Stage(_map(self.samples, lambda t: t[:count]), self.recipes, self.checked[:count])
 
 
 def prepare(statistics: Statistics, model: nn.Module, inventory: Inventory) -> Stage | None:
@@ -96,7 +105,7 @@ def prepare(statistics: Statistics, model: nn.Module, inventory: Inventory) -> S
     chosen = _map(samples, lambda t: t[:count])
     _, recipes = trace_with_recipes(model, inventory, *(((), one) if isinstance(one, dict) else ((one,), None)))
     with undisturbed(model):
-        return Stage(chosen, recipes, forward(model, chosen))
+        return Stage(chosen, recipes, forward(model, _map(chosen, lambda t: t[:CHECKED])))
 
 
 def walk_bytes(statistics: Statistics, model: nn.Module) -> int:
@@ -118,7 +127,7 @@ def lockstep_walk(encoding: Encoding, model: nn.Module, stage: Stage) -> Tensor 
     Raises `Mismatch` for a model whose batch axis is not the first or whose samples depend on each other: the
     caller then begins again and takes `static_walk`.
     """
-    half = len(stage.reference)
+    half = len(stage)
     with undisturbed(model), torch.no_grad():
         doubled = _map(stage.samples, lambda t: torch.cat([t, t]))
         first = next(iter(doubled.values())) if isinstance(doubled, dict) else doubled
@@ -132,9 +141,10 @@ def lockstep_walk(encoding: Encoding, model: nn.Module, stage: Stage) -> Tensor 
     if y is None or len(y) != 2 * half or walk.calls != walk.graph.calls:
         raise Mismatch("the network took another way than when it was calibrated")
     y = y.double()
-    close = 1e-3 * float(stage.reference.abs().max()) + 1e-6
-    if not torch.allclose(stage.reference, y[:half], rtol=1e-2, atol=close):
+    close = 1e-3 * float(stage.checked.abs().max()) + 1e-6
+    if not torch.allclose(stage.checked, y[: len(stage.checked)], rtol=1e-2, atol=close):
         raise Mismatch("the original network's outputs changed when run beside the compressed one")
+    stage.outputs = y[:half]
     seen = encoding.is_complete
     encoding.complete()
     return y[half:] if seen else None
