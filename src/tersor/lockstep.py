@@ -82,7 +82,7 @@ class Stage:
 
     def scout(self, plan: Plan) -> Stage | None:
         """The same with some of the samples, for trials that only look for lambda: sizes hardly depend on how many
-        there are. None where the networks take less time to run than layers to encode."""
+        there are. None unless the networks take four times as long to run as layers to encode."""
         count = len(self) // SCOUTS
         assert plan.statistics is not None
         measured = [(plan.inventory.tensors[name].size, found) for name in plan.layers
@@ -90,7 +90,7 @@ class Stage:
         run = 2.0 * len(self) * sum(size * found.positions for size, found in measured)
         encode = sum(WEIGHT * size + (float(found.A.shape[-1]) ** 3 + float(found.G.shape[-1]) ** 3) * len(found.A)
                      for size, found in measured)
-        if count < FEWEST_SCOUTS or run < 2.0 * encode:
+        if count < FEWEST_SCOUTS or run < 4.0 * encode:
             return None
         return Stage(_map(self.samples, lambda t: t[:count]), self.recipes, self.checked[:count])
 
