@@ -19,7 +19,7 @@ sys.path[:0] = [str(Path(__file__).parent)]
 with atheris.instrument_imports(include=["tersor"]):
     from files import golden_files
     from mutator import Seed, Seeds, mutate_bytes, mutate_seed, seed_of
-    from oracle import judge
+    from oracle import judge, limit_memory
 
     import tersor.synthesis.batchnorm
     import tersor.synthesis.codebook
@@ -64,6 +64,7 @@ def one_input(data: bytes) -> None:
 
 
 def main() -> None:
+    limit_memory()
     atheris.Setup(sys.argv, one_input, custom_mutator=mutator)
     atheris.Fuzz()
 

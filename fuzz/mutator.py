@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from grammar import Parts, deflated, take_apart, varints
+from oracle import LIMITS
 
 from tersor.bitstream.integers import IntegerReader, IntegerWriter
 from tersor.decoder import load
@@ -71,7 +72,7 @@ def seed_of(parts: Parts) -> Seed:
 
     IntegerReader.take = take  # type: ignore[method-assign]
     try:
-        load(parts.only(0).join() if len(parts.tools) > 1 else parts.join(), threads=1).verify()
+        load(parts.only(0).join() if len(parts.tools) > 1 else parts.join(), limits=LIMITS, threads=1).verify()
     except (TersorError, IndexError):
         found.clear()
     finally:

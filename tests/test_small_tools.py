@@ -268,3 +268,10 @@ def test_batchnorm_fields_are_checked(place, value, message):
     payload = b"\2" + np.array([0.1, 0.2], "<f4").tobytes() + writer.finish()
     with pytest.raises(FormatError, match=message):
         batchnorm.decode(payload, bn_records([1]), DEFAULT_LIMITS, 1)
+
+
+def test_an_eps_that_is_a_signalling_nan_is_refused_without_a_warning():
+    """Found by fuzzing: NumPy warns when it casts one."""
+    stored = np.array([0x7F800001] * 4, "<u4").tobytes()
+    with pytest.raises(FormatError, match="eps outside"):
+        batchnorm.decode(b"\x04" + stored, records_for([(2,)] * 4, ["F32"] * 4), DEFAULT_LIMITS, 1)

@@ -94,9 +94,10 @@ def decode_codes(payload: bytes, records: Sequence[TensorRecord]) -> list[BatchN
             raise FormatError(f"a batchnorm section holds {[(r.name, list(r.shape)) for r in group]}: not "
                               f"four vectors of one length")
     head = varint.ByteReader(payload, "batchnorm payload")
-    distinct = np.frombuffer(head.take(4 * head.varint()), dtype="<f4").astype(np.float64)
-    if not ((distinct >= 0.0) & (distinct < 1.0)).all():
+    stored = np.frombuffer(head.take(4 * head.varint()), dtype="<f4")
+    if not ((stored >= 0.0) & (stored < 1.0)).all():
         raise FormatError("a batchnorm section has an eps outside [0, 1): the file is corrupt")
+    distinct = stored.astype(np.float64)  # only now: NumPy warns of signalling NaNs
     reader = IntegerReader(payload[head.position :])
     out = [_decode_group(reader, group, distinct) for group in groups]
     reader.end()
