@@ -28,7 +28,7 @@ import nncodec_peer
 import peers
 import torch
 from frontier_ablation import ablation_cases
-from frontier_networks import NAMES, Network, network
+from frontier_networks import NAMES, TIMED, Network, network
 from frontier_report import write_document
 
 import tersor
@@ -157,7 +157,8 @@ def point(bench: Bench, size: int, effort: int) -> dict[str, Any]:
         packed.save(path)
         restored = tersor.restore(path, into=bench.network.blank()).eval()
         size = path.stat().st_size
-    return {"bytes": size, "held_out_snr": bench.network.held_out_snr(restored),
+    return {"bytes": size, "calibration": len(bench.network.calibration),
+            "held_out_snr": bench.network.held_out_snr(restored),
             "encode_cpu_seconds": round(encoded - start, 1), **bench.network.measure(restored).as_dict()}  # fmt: skip
 
 
@@ -206,7 +207,7 @@ def seconds(bench: Bench, mode: str) -> dict[str, Any]:
     """CPU seconds of calibration and encoding, and weights per second of decoding, at 3 bits/weight."""
     tested = bench.network
     with tempfile.TemporaryDirectory() as folder:
-        found, calibration = tested.statistics(Path(folder))
+        found, calibration = tested.statistics(Path(folder), TIMED if tested.images.shape[-1] > 64 else 320)
     start = time.process_time()
     packed = tersor.compress(tested.model, found, bits=3.0, mode=mode)
     encode = time.process_time() - start

@@ -20,8 +20,10 @@ from tersor import Statistics, evaluate
 NAMES = ("resnet20", "resnet32", "resnet56", "lenet5", "squeezenet1_1")
 TITLES = {"resnet20": "ResNet-20", "resnet32": "ResNet-32", "resnet56": "ResNet-56", "lenet5": "LeNet-5",
           "squeezenet1_1": "SqueezeNet 1.1"}  # fmt: skip
-CALIBRATION = {"squeezenet1_1": 256}
-"""Images; 320 for the others."""
+CALIBRATION = {"lenet5": 320, "squeezenet1_1": 744}
+"""Images; 1,280 for the others. The second walk takes the first 320."""
+TIMED = 256
+"""Images of SqueezeNet's calibration where it is timed; 320 of the others."""
 HELD_OUT = {"squeezenet1_1": 256}
 """Training images that calibration has not seen, for judging the encoder itself; 1,000 for the others."""
 
@@ -48,13 +50,14 @@ class Network(common.Subject):
         made = {"lenet5": LeNet5, "squeezenet1_1": SqueezeNet}.get(self.name)
         return made() if made is not None else CifarResNet(int(self.name.removeprefix("resnet")))
 
-    def statistics(self, folder: Path) -> tuple[Statistics, float | None]:
-        """Calibration, kept in `folder`; and the CPU seconds that it took, None where it was there."""
+    def statistics(self, folder: Path, images: int | None = None) -> tuple[Statistics, float | None]:
+        """Calibration on the first `images` of the calibration images (None: all), kept in `folder`; and the seconds
+        of CPU that it took, None where it was there."""
         path = folder / f"{self.name}.stats"
         if path.exists():
             return Statistics.load(path), None
         start = time.process_time()
-        batches = self.calibration.split(16 if self.images.shape[-1] > 64 else 80)
+        batches = self.calibration[:images].split(16 if self.images.shape[-1] > 64 else 80)
         found = tersor.calibrate(self.model, batches)
         seconds = time.process_time() - start
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +67,7 @@ class Network(common.Subject):
 
 def network(name: str, data: Path) -> Network:
     """One of NAMES with its images."""
-    count, held = CALIBRATION.get(name, 320), HELD_OUT.get(name, 1000)
+    count, held = CALIBRATION.get(name, 1280), HELD_OUT.get(name, 1000)
     if name.startswith("resnet"):
         base = common.subject(name, data, count)
         with np.load(data / "cifar10" / "train.npz") as train:
