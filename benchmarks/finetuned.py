@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,8 @@ WAYS = {"plain": "without tuning", "recovered": "label-free recovery", "start": 
         "tuned": "fine-tuned"}
 FEW = {FULL: ("start", "tuned")}
 """Of the ways, where all of them would take too long."""
+ROUNDS = {FULL: 2}
+"""Trainings, each from what the one before has found; else one."""
 HEAD = """# Fine-tuned
 
 Networks on CIFAR-10 (LeNet-5: MNIST), compressed at the default effort with {calibration} calibration images; the
@@ -101,8 +104,7 @@ def measured(case: str, options: argparse.Namespace) -> Case:
         "recovered": lambda: recover(files["plain"], on.model, torch.cat(on.calibration)[:RECOVERY],
                                      autocast=torch.bfloat16, progress=print),
         "start": lambda: compressed(on, float(bits), trellis=False),
-        "tuned": lambda: tuned(on, files["start"], files.get("plain", files["start"]).size, options.steps,
-                               path(".checkpoint")),
+        "tuned": lambda: tuned(on, files["start"], files.get("plain", files["start"]).size, options.steps, path),
     }  # fmt: skip
     files: dict[str, Packed] = {}
     for way in FEW.get(name, tuple(WAYS)):
@@ -160,11 +162,17 @@ def compressed(on: Bench, bits: float, **options: Any) -> Packed:
     return tersor.compress(on.model, statistics, bits=bits, **options)
 
 
-def tuned(on: Bench, before: Packed, size: int, steps: int, checkpoint: Path) -> Packed:
+def tuned(on: Bench, packed: Packed, size: int, steps: int, path: Callable[[str], Path]) -> Packed:
     """Trained on views of training images, to `size` bytes."""
-    return finetune(before, on.model, on.batches, loss=on.loss, steps=steps, size=size, held_out=on.judging,
-                    every=max(1, steps // LOOKS), autocast=torch.bfloat16, checkpoint=checkpoint,
-                    progress=lambda line: print(" ", line, flush=True))  # fmt: skip
+    for number in range(1, ROUNDS.get(on.name, 1) + 1):
+        def batches(epoch: int, first: int = 1000 * (number - 1)) -> Iterator[Any]:
+            return on.batches(first + epoch)
+
+        make = partial(finetune, packed, on.model, batches, loss=on.loss, steps=steps, size=size, held_out=on.judging,
+                       every=max(1, steps // LOOKS), autocast=torch.bfloat16,
+                       checkpoint=path(f".{number}.checkpoint"), progress=lambda line: print(" ", line, flush=True))
+        packed = kept(path(f".{number}.tersor"), make)
+    return packed
 
 
 def page(cases: dict[str, Case]) -> str:
@@ -192,7 +200,7 @@ def page(cases: dict[str, Case]) -> str:
                 point, (name, bits) = cases[key][way], key.split(":")
                 drop = point["drop"]
                 interval = f"{drop['mean']:+.2f} ({drop['low']:+.2f} to {drop['high']:+.2f})"
-                title += f", {cases[key]['steps']:,} batches" if way == "tuned" else ""
+                title += f", {ROUNDS.get(name, 1) * cases[key]['steps']:,} batches" if way == "tuned" else ""
                 lines.append(f"| {name} | {bits} | {title} | {point['bytes']:,} | {interval} | {point['kl']:.4f} | "
                              f"{point['cpu_seconds']} |")  # fmt: skip
     return "\n".join([*lines, *ablation(ablations), "", "Made by `python benchmarks/finetuned.py`.", ""])
