@@ -23,7 +23,7 @@ CALIBRATION, JUDGES, BATCH = 640, 2000, 64
 """Images (256 for `FULL`), images, views."""
 FULL = "vgg16_bn_full"
 """VGG-16 with all its channels, 59 MB as float32 and so not in examples/zoo: `python examples/train_cifar.py --network
-vgg16_bn --width 1 --epochs 7` makes it again."""
+vgg16_bn_full --epochs 7` makes it again."""
 LABELS, SMOOTHING = 0.5, 0.05
 """Weight of the labels in the loss, and how much they are smoothed, of networks of examples/zoo. Those of the data
 folder know the labels of all training images, so that nothing is to be learnt from these."""
@@ -51,7 +51,7 @@ class Bench:
             return LeNet5().eval()
         if self.name in LOSSLESS:
             return CifarResNet(int(self.name.removeprefix("resnet"))).eval()
-        return cifar("vgg16_bn", 1.0).eval() if self.name == FULL else cifar(self.name.removesuffix("_cifar")).eval()
+        return cifar(self.name.removesuffix("_cifar")).eval()
 
     def file_bytes(self) -> int:
         """Of the network as a .safetensors file of float32."""
@@ -84,7 +84,7 @@ def bench(name: str, data: Path, cache: Path | None, full: Path | None = None) -
     elif name == FULL:
         if full is None:
             raise FileNotFoundError(f"{FULL} must be trained first, and given by --full")
-        model = load(cifar("vgg16_bn", 1.0), full)
+        model = load(cifar(FULL), full)
     else:
         model = load_zoo(name)
     model = model.eval().to(memory_format=torch.channels_last)
