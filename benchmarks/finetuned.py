@@ -37,7 +37,8 @@ RATES = {
 ABLATION = ("resnet20:1.3:ablation", "resnet20:1.6:ablation", "resnet20:2:ablation")
 CASES = Cases([*(f"{name}:{bits:g}" for name, every in RATES.items() for bits in every), *ABLATION],
               common.RESULTS / "finetuned.json", common.ROOT / "docs" / "finetuned.md")  # fmt: skip
-RECOVERY = 320
+RECOVERY, RECOVERED = 320, 768
+"""Images for recovery without labels (for its ablation those of the calibration, too), and those that judge its steps."""
 STEPS, LOOKS = 1500, 15
 EFFORTS = {"error feedback on the statistics as measured, scales and biases re-fitted (effort 4)": 4,
            "targets corrected for the errors before them (effort 5)": 5, "trellis (6)": 6,
@@ -51,12 +52,12 @@ ROUNDS = {FULL: 2}
 """Trainings, each from what the one before has found; else one."""
 HEAD = """# Fine-tuned
 
-Networks on CIFAR-10 (LeNet-5: MNIST), compressed at the default effort with {calibration} calibration images; the
-same files after label-free recovery on {recovery} of these; and files of the same bytes after fine-tuning. Bytes are
-those of whole files, which are restored into networks of random weights before they are measured. *No loss*: the 95%
-interval of the paired difference in top-1 to the fp32 network includes 0 (Agresti and Min). *1 point*: its mean is at
-most 1. Both are the smallest file of the rates that were tried (below): a finer ladder finds smaller ones. Nothing
-was chosen on test images.
+Networks on CIFAR-10 (LeNet-5: MNIST), compressed at the default effort with {calibration} calibration images (VGG-16
+of full width: 256); the same files after label-free recovery on {recovery} of these; and files of the same bytes
+after fine-tuning. Bytes are those of whole files, which are restored into networks of random weights before they are
+measured. *No loss*: the 95% interval of the paired difference in top-1 to the fp32 network includes 0 (Agresti and
+Min). *1 point*: its mean is at most 1. Both are the smallest file of the rates that were tried (below): a finer
+ladder finds smaller ones. Nothing was chosen on test images.
 
 {recipe}
 """
@@ -124,8 +125,9 @@ def ablated(case: str, options: argparse.Namespace) -> Case:
     """What each step of recovery without labels is worth: KL on held-out training images, one rate."""
     name, bits, _ = case.split(":")
     on = bench(name, data_folder(options.data), options.cache)
-    statistics = tersor.calibrate(on.model, on.calibration)
-    judging = [x for x, _ in on.judging]
+    samples = torch.cat(on.calibration)[:RECOVERY]
+    statistics = tersor.calibrate(on.model, samples.split(80))
+    judging = torch.cat([x for x, _ in on.judging])[:RECOVERED].split(256)
     reference = evaluate.logits(on.model, judging)
     found: Case = {}
 
@@ -142,7 +144,6 @@ def ablated(case: str, options: argparse.Namespace) -> Case:
 
     for label, effort in EFFORTS.items():
         packed = judge(label, partial(tersor.compress, on.model, statistics, bits=float(bits), effort=effort))
-    samples = torch.cat(on.calibration)[:RECOVERY]
     for label, rate in DISTILLED.items():
         judge(label, partial(recover, packed, on.model, samples, latents=rate, autocast=torch.bfloat16))
     return found
@@ -202,7 +203,7 @@ def page(cases: dict[str, Case]) -> str:
                 interval = f"{drop['mean']:+.2f} ({drop['low']:+.2f} to {drop['high']:+.2f})"
                 title += f", {ROUNDS.get(name, 1) * cases[key]['steps']:,} batches" if way == "tuned" else ""
                 lines.append(f"| {name} | {bits} | {title} | {point['bytes']:,} | {interval} | {point['kl']:.4f} | "
-                             f"{point['cpu_seconds']} |")  # fmt: skip
+                             f"{point['cpu_seconds'] or ''} |")  # fmt: skip
     return "\n".join([*lines, *ablation(ablations), "", "Made by `python benchmarks/finetuned.py`.", ""])
 
 
@@ -211,7 +212,8 @@ def ablation(cases: dict[str, Case]) -> list[str]:
     if not cases:
         return []
     lines = ["", "## Recovery without labels, step by step", "",
-             f"KL to fp32 on {JUDGES} held-out training images, at the same bytes; in brackets CPU seconds.",
+             f"KL to fp32 on {RECOVERED} held-out training images, at the same bytes, calibrated on {RECOVERY}; in "
+             "brackets CPU seconds.",
              "",
              "| | " + " | ".join(f"{name}, {bits} bits" for name, bits, _ in (key.split(":") for key in cases)) + " |",
              "|---|" + "---|" * len(cases)]  # fmt: skip
