@@ -38,7 +38,7 @@ ABLATION = ("resnet20:1.3:ablation", "resnet20:1.6:ablation", "resnet20:2:ablati
 CASES = Cases([*(f"{name}:{bits:g}" for name, every in RATES.items() for bits in every), *ABLATION],
               common.RESULTS / "finetuned.json", common.ROOT / "docs" / "finetuned.md")  # fmt: skip
 RECOVERY, RECOVERED = 320, 768
-"""Images for recovery without labels (for its ablation those of the calibration, too), and those that judge its steps."""
+"""Images for recovery without labels (in its ablation for calibration, too), and those that judge its steps."""
 STEPS, LOOKS = 1500, 15
 EFFORTS = {"error feedback on the statistics as measured, scales and biases re-fitted (effort 4)": 4,
            "targets corrected for the errors before them (effort 5)": 5, "trellis (6)": 6,
