@@ -90,11 +90,13 @@ def test_calibrate_then_compress(place, capsys):
     assert "exists already" in capsys.readouterr().err
 
 
-def test_signal_to_noise(place, capsys):
-    command = ["compress", "my_networks:make", "--data", "train.npy", "--snr", "25dB", "--effort", "5"]
+@pytest.mark.parametrize("effort", ["3", "5"])
+def test_signal_to_noise(place, capsys, effort):
+    command = ["compress", "my_networks:make", "--data", "train.npy", "--snr", "25dB", "--effort", effort]
     assert cli.main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert 25 <= report["snr_db"] <= 25.25
+    jumped = any("misses 25 dB" in note for note in report["notes"])  # by the second walk, which chooses by the data
+    assert 25 <= report["snr_db"] <= (26 if effort == "5" and jumped else 25.25)
     assert cli.main([*command, "--json", "--dry-run"]) == 0
     foretold = json.loads(capsys.readouterr().out)
     assert foretold["total_bytes"] == pytest.approx(report["total_bytes"], rel=0.35) and foretold["dry_run"]

@@ -82,7 +82,7 @@ def test_batchnorms_are_found_and_errors_are_followed(tmp_path):
     assert len(ours.graph.absorb) == 5 and ours.graph.residual.keys() == theirs.graph.residual.keys()
     small = tersor.compress(model, theirs, bits=8, effort=1)
     packed = tersor.compress(opened, ours, size=small.size + deflated(opened), effort=1)
-    assert packed.snr == pytest.approx(small.snr, abs=0.7) and packed.notes == []
+    assert packed.snr > small.snr - 0.7 and packed.size < small.size + deflated(opened) and packed.notes == []
 
 
 def deflated(opened: tersor.OpenedModel) -> int:

@@ -55,7 +55,7 @@ class Mixing(nn.Module):
 @pytest.fixture(scope="module")
 def correlated():
     torch.manual_seed(4)
-    x = torch.einsum("nkhw,kc->nchw", torch.randn(24, 5, 5, 5), torch.randn(5, 20)) + 0.1 * torch.randn(24, 20, 5, 5)
+    x = torch.einsum("nkhw,kc->nchw", torch.randn(96, 5, 5, 5), torch.randn(5, 20)) + 0.1 * torch.randn(96, 20, 5, 5)
     model = Mixing().eval()
     return model, x, tersor.calibrate(model, [x])
 

@@ -79,7 +79,8 @@ def test_trained_kernels_and_small_tensors_are_in_the_file(by_kernels):
     fine = repack(model, codes, tersor.calibrate(model, [inputs()]), price=packed.price / 100)
     for again, error in ((rough, 0.02), (fine, 0.01)):
         restored = tersor.restore(again.data, into=network(6))
-        assert torch.equal(restored[0].weight, model[0].weight)
+        # "up to the order of float32 products" (KernelBooks.tensors): the last place may differ.
+        assert torch.allclose(restored[0].weight, model[0].weight, rtol=2.0**-22, atol=0.0)
         with torch.no_grad():
             wanted, found = model(inputs()), restored(inputs())
         assert torch.allclose(wanted, found, atol=error * float(wanted.abs().max()))

@@ -199,7 +199,7 @@ def test_the_estimate_follows_the_file_and_its_slope_makes_it_smaller(way):
     estimate = trainable.refresh()
     assert 0.6 < estimate / (8 * file.weight_bytes) < 1.2
     optimizer = torch.optim.Adam(trainable.groups(latents=0.05))
-    for step in range(30):
+    for step in range(40):
         if step % 5 == 0:
             trainable.refresh()
         optimizer.zero_grad()

@@ -245,7 +245,8 @@ def test_bits_of_a_large_layer_are_those_of_its_first_rows(monkeypatch):
         options = scalar.ScalarOptions()
         exact = scalar.propose(target, 0.03, options, mode)
         size = len(section.encode([exact.code], [target.shape], int(mode == "small")))
-        assert exact.bits == 8 * size and exact.label == "scalar"
+        assert exact.label == "scalar"  # the fast coder's tables are made for the file alone: until then an estimate
+        assert exact.bits == (8 * size if mode == "small" else pytest.approx(8 * size, rel=0.1))
         with monkeypatch.context() as patched:
             patched.setattr(scalar, "COUNTED", 6 * 45)
             assert scalar.propose(target, 0.03, options, mode).bits == pytest.approx(exact.bits, rel=0.4)

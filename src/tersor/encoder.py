@@ -68,7 +68,8 @@ def compress(model: Model, stats: Statistics | None = None, *, bits: float | Non
     * `bits`: bits/weight, 8 * file bytes / parameters. `size`: bytes of the file. Both are met within 1% and
       never exceeded (shared values, of which there are only so many, may leave a few per cent).
     * `snr`: signal-to-noise ratio at the model's output in dB on the calibration samples, at least this and at
-      most 1% more; needs an nn.Module and statistics with samples.
+      most 1% more (where files of a small network jump over that, a note says so); needs an nn.Module and statistics
+      with samples.
     * `max_drop`: points of accuracy that may be lost (0.5 is half a per cent), by really restoring the network and
       asking `evaluate(network)` for the score of each sample, 0..1, [N]; the smallest file within. `drop_end`: what of
       the paired difference must be within: the "worst" end of its 95% confidence interval, or its "mean".
@@ -280,6 +281,9 @@ class Job:
         if best.value > target + TOLERANCE * abs(target) and best.result.decisions:
             self.plan.chooser.frozen = True
             best = min(best, _search_snr(encode, target, best.log_price, progress), key=lambda trial: trial.value)
+        if best.value > target + TOLERANCE * abs(target):
+            self.notes.append(f"the file is at {best.value:.2f} dB: the next smaller one that was found misses "
+                              f"{target:g} dB, as networks of few weights jump from one rate to another")
         return self._packed(best)
 
     def to_drop(self, most: float, evaluate: Callable[[nn.Module], Tensor], end: str,
