@@ -20,8 +20,8 @@ from tersor import Statistics, evaluate
 NAMES = ("resnet20", "resnet32", "resnet56", "lenet5", "squeezenet1_1")
 TITLES = {"resnet20": "ResNet-20", "resnet32": "ResNet-32", "resnet56": "ResNet-56", "lenet5": "LeNet-5",
           "squeezenet1_1": "SqueezeNet 1.1"}  # fmt: skip
-CALIBRATION = {"lenet5": 320, "squeezenet1_1": 744}
-"""Images; 1,280 for the others. The second walk takes the first 320."""
+CALIBRATION = {"squeezenet1_1": 744}
+"""Images; 3,000 for the others. The second walk takes all of them (of SqueezeNet as many as its memory holds)."""
 TIMED = 256
 """Images of SqueezeNet's calibration where it is timed; 320 of the others."""
 HELD_OUT = {"squeezenet1_1": 256}
@@ -58,7 +58,7 @@ class Network(common.Subject):
             return Statistics.load(path), None
         start = time.process_time()
         batches = self.calibration[:images].split(16 if self.images.shape[-1] > 64 else 80)
-        found = tersor.calibrate(self.model, batches)
+        found = tersor.calibrate(self.model, batches, keep=len(self.calibration) if images is None else None)
         seconds = time.process_time() - start
         folder.mkdir(parents=True, exist_ok=True)
         found.save(path)
@@ -67,7 +67,7 @@ class Network(common.Subject):
 
 def network(name: str, data: Path) -> Network:
     """One of NAMES with its images."""
-    count, held = CALIBRATION.get(name, 1280), HELD_OUT.get(name, 1000)
+    count, held = CALIBRATION.get(name, 3000), HELD_OUT.get(name, 1000)
     if name.startswith("resnet"):
         base = common.subject(name, data, count)
         with np.load(data / "cifar10" / "train.npz") as train:

@@ -487,3 +487,14 @@ def test_symmetric_products_by_blocks(n: int) -> None:
     found = accumulators._outer(rows)
     assert torch.allclose(found, rows @ rows.transpose(1, 2), atol=1e-4)
     assert n <= 256 or torch.equal(found[:, :128, 128:], found[:, 128:, :128].transpose(1, 2)), "one half is the other"
+
+
+@pytest.mark.parametrize(("most", "room", "fewest", "kept"), [(4, 1 << 30, 1, 4), (9, 100, 1, 5), (9, 100, 6, 6)])
+def test_how_many_inputs_are_kept(most: int, room: int, fewest: int, kept: int,
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default: not too many, within so many bytes, but enough for a second walk."""
+    for name, value in (("KEPT", most), ("KEPT_BYTES", room), ("FEWEST_KEPT", fewest)):
+        monkeypatch.setattr(f"tersor.sensitivity.{name}", value)
+    x = torch.randn(8, 5)  # 20 bytes each
+    found = calibrate(nn.Linear(5, 3), x.split(3))
+    assert found.samples is not None and found.samples.equal(x[:kept])

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adapters.calls import undisturbed
+from .adapters.calls import tensors_in, undisturbed
 from .adapters.module import inventory_of_module
 from .adapters.trace import trace
 from .calibration.accumulators import MAX_FULL, Options
-from .calibration.batches import Samples, device_of, read_batches
+from .calibration.batches import Batch, Samples, device_of, read_batches
 from .calibration.run import Run
 from .calibration.saved import Saved
 from .errors import StatisticsError
@@ -33,11 +33,14 @@ from .statistics import Statistics, digests
 
 PROBE = 4
 """Images that tell the sums' units."""
+KEPT, KEPT_BYTES, FEWEST_KEPT = 1280, 256 << 20, 320
+"""Inputs that are kept for the second walk. What it fits to 1,280 images holds for others better than what it fits to
+320: ResNet-20 at 1.3 bits/weight is 0.3 dB nearer to the original on held-out images, 4% of the bytes."""
 
 __all__ = ["Statistics", "calibrate", "memory_needed"]
 
 
-def calibrate(model: nn.Module, batches: Iterable[Any] | Tensor, *, vectors: int = 1, keep: int = 320,
+def calibrate(model: nn.Module, batches: Iterable[Any] | Tensor, *, vectors: int = 1, keep: int | None = None,
               max_positions: int | None = None, seed: int = 0, output: Callable[[Any], Tensor] | None = None,
               progress: Callable[[int], None] | None = None, budget: int = 256 << 20,
               team: Team | None = None, state: str | os.PathLike[str] | None = None) -> Statistics:
@@ -46,7 +49,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any] | Tensor, *, vectors: int
     * `batches`: input tensors [images, ...], or tuples or lists whose first element is the input, or dicts of
       keyword arguments. The results do not depend on how images are batched, up to rounding.
     * `vectors`: random sign vectors per image: more take longer and are less noisy.
-    * `keep`: so many inputs are kept in `Statistics.samples` for the encoder's second pass.
+    * `keep`: so many inputs are kept in `Statistics.samples` for the encoder's second pass. None: the first 1,280, or
+      as many as 256 MB hold, but not fewer than 320.
     * `max_positions`: positions per image that A and G are averaged over (random ones; 1024 if None). The
       scale of G always uses all positions.
     * `output`: what to differentiate, from what the model returns; by default its first floating tensor. Its
@@ -75,7 +79,6 @@ def calibrate(model: nn.Module, batches: Iterable[Any] | Tensor, *, vectors: int
                               f"least 1")
     team = everybody() if team is None else team
     found = digests(inventory)
-    samples = Samples(keep)
     with team.guarded(), torch.inference_mode(False), undisturbed(model):
         _check_equal(team, [vectors, keep, options, Statistics.fingerprint_of(found)])
         for parameter in model.parameters():
@@ -89,6 +92,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any] | Tensor, *, vectors: int
             raise StatisticsError("there are no calibration images: `batches` is empty, or an iterator that is "
                                   "used up")
         first = first.to(device_of(model))
+        samples = Samples(_kept(first) if keep is None else keep)
         run.graph = team.broadcast(trace(model, inventory, *first.part(slice(0, 1)).call) if team.rank == 0 else None)
         run.begin(first)
         saved = Saved(state, team, {"model": Statistics.fingerprint_of(found), "vectors": vectors, "keep": keep,
@@ -117,6 +121,12 @@ def calibrate(model: nn.Module, batches: Iterable[Any] | Tensor, *, vectors: int
         run.join()
         samples.join(team)
         return run.statistics(found, samples.stacked())
+
+
+def _kept(first: Batch) -> int:
+    """How many inputs like those of a batch are kept."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(first.part(slice(0, 1)).call))
+    return min(KEPT, max(FEWEST_KEPT, KEPT_BYTES // max(1, size)))
 
 
 def _check_equal(team: Team, what: list[Any]) -> None:
