@@ -22,7 +22,7 @@ from typing import Any
 import common
 import torch
 from common import Case, Cases, data_folder, read_json
-from finetuned_networks import BATCH, CALIBRATION, FULL, JUDGES, LABELS, Bench, bench
+from finetuned_networks import BATCH, CALIBRATION, JUDGES, LABELS, Bench, bench
 
 import tersor
 from tersor import evaluate
@@ -32,7 +32,8 @@ from tersor.training.recovery import recover
 
 RATES = {
     "lenet5": (0.2, 0.12), "resnet20": (1.3, 1.0, 0.8), "resnet32": (1.0, 0.8), "vgg16_bn_cifar": (0.6, 0.4, 0.32),
-    "vgg16_bn_full": (0.32,), "resnet18_cifar": (0.8, 0.6, 0.5), "densenet_cifar": (1.25, 1.0),
+    "vgg16_bn_full": (0.32,), "resnet18_full": (0.8, 0.4, 0.32), "resnet18_cifar": (0.8, 0.6, 0.5),
+    "densenet_cifar": (1.25, 1.0),
 }  # fmt: skip
 ABLATION = ("resnet20:1.3:ablation", "resnet20:1.6:ablation", "resnet20:2:ablation")
 CASES = Cases([*(f"{name}:{bits:g}" for name, every in RATES.items() for bits in every), *ABLATION],
@@ -46,9 +47,9 @@ EFFORTS = {"error feedback on the statistics as measured, scales and biases re-f
 DISTILLED = {"+ distillation: BatchNorms and biases": 0.0, "+ distillation: integers too": 1e-3}
 WAYS = {"plain": "without tuning", "recovered": "label-free recovery", "start": "without trellis or tuning",
         "tuned": "fine-tuned"}
-FEW = {FULL: ("start", "tuned")}
+FEW = {"vgg16_bn_full": ("start", "tuned"), "resnet18_full": ("plain", "start", "tuned")}
 """Of the ways, where all of them would take too long."""
-ROUNDS = {FULL: 2}
+ROUNDS = {"vgg16_bn_full": 2}
 """Trainings, each from what the one before has found; else one."""
 HEAD = """# Fine-tuned
 
@@ -82,7 +83,8 @@ def main() -> None:
     parser.add_argument("--files", type=Path, default=Path(tempfile.gettempdir()) / "tersor-finetuned",
                         help="folder for files and the state of their training")
     parser.add_argument("--cache", type=Path, help="folder for decoded images")
-    parser.add_argument("--full", type=Path, help="weights of vgg16_bn_full, by examples/train_cifar.py")
+    parser.add_argument("--full", type=Path,
+                        help="weights of vgg16_bn_full or resnet18_full, by examples/train_cifar.py")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"batches of {BATCH} views to train on")
     options = parser.parse_args()
     torch.set_flush_denormal(True)

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 LOSSLESS = ("resnet20", "resnet32", "resnet56")
 """Networks of the data folder, for lossless images; the others are of examples/zoo, for JPEG copies."""
 CALIBRATION, JUDGES, BATCH = 640, 2000, 64
-"""Images (256 for `FULL`), images, views."""
-FULL = "vgg16_bn_full"
-"""VGG-16 with all its channels, 59 MB as float32 and so not in examples/zoo: `python examples/train_cifar.py --network
-vgg16_bn_full --epochs 7` makes it again."""
+"""Images (256 for those of `FULL`), images, views."""
+FULL = ("vgg16_bn_full", "resnet18_full")
+"""Networks with all their channels, 45 and 59 MB as float32 and so not in examples/zoo: `python examples/train_cifar.py
+--network vgg16_bn_full --epochs 7` and `--network resnet18_full --epochs 6` make them again."""
 LABELS, SMOOTHING = 0.5, 0.05
 """Weight of the labels in the loss, and how much they are smoothed, of networks of examples/zoo. Those of the data
 folder know the labels of all training images, so that nothing is to be learnt from these."""
@@ -71,7 +71,7 @@ class Bench:
 
 
 def bench(name: str, data: Path, cache: Path | None, full: Path | None = None) -> Bench:
-    """A network by name. `cache`: a folder for decoded images. `full`: the weights of `FULL`."""
+    """A network by name. `cache`: a folder for decoded images. `full`: the weights of one of `FULL`."""
     if name == "lenet5":
         return _mnist(data / "mnist")
     folder = data / "cifar10"
@@ -81,10 +81,10 @@ def bench(name: str, data: Path, cache: Path | None, full: Path | None = None) -
     images, labels = read(folder / f"{kind}test.npz", cache)
     if lossless:
         model: nn.Module = load(CifarResNet(int(name.removeprefix("resnet"))), folder / f"{name}.safetensors")
-    elif name == FULL:
+    elif name in FULL:
         if full is None:
-            raise FileNotFoundError(f"{FULL} must be trained first, and given by --full")
-        model = load(cifar(FULL), full)
+            raise FileNotFoundError(f"{name} must be trained first, and given by --full")
+        model = load(cifar(name), full)
     else:
         model = load_zoo(name)
     model = model.eval().to(memory_format=torch.channels_last)
@@ -95,7 +95,7 @@ def bench(name: str, data: Path, cache: Path | None, full: Path | None = None) -
             chosen = torch.randint(len(training[1]), (BATCH,), generator=generator)
             yield _answered(model, ready(crops(training[0][chosen], generator)), training[1][chosen])
 
-    few = name == FULL
+    few = name in FULL
     calibration = ready(training[0][: 256 if few else CALIBRATION]).split(64 if few else 80)
     return Bench(name, model, list(calibration), _judges(model, ready(judging[0]), judging[1]),
                  (ready(images), labels), batches, 0.0 if lossless else LABELS)  # fmt: skip

@@ -36,7 +36,8 @@ import tersor
 import tersor.onnx
 from tersor import evaluate
 from tersor.adapters.module import load_into
-from tersor.encoding import Encoding, Plan
+from tersor.encoding import Encoding
+from tersor.plan import Plan
 from tersor.runtime.onnx_graph import compressed_model
 from tersor.synthesis import raw
 from tersor.writer import write

@@ -20,8 +20,8 @@ import tersor
 from tersor import Statistics
 from tersor.adapters.module import inventory_of_module
 from tersor.config import QUICK_TRANSFORMS, Config, TransformConfig
-from tersor.encoder import Job
-from tersor.encoding import Plan
+from tersor.job import Job
+from tersor.plan import Plan
 from tersor.tools import scalar
 
 RATES = (2.0, 3.0, 1.5)

@@ -42,7 +42,7 @@ from tersor.adapters.module import inventory_of_module
 from tersor.bitstream import container
 from tersor.bitstream.dtypes import name_of
 from tersor.bitstream.manifest import TensorRecord
-from tersor.encoding import affine_of
+from tersor.plan import affine_of
 from tersor.synthesis import batchnorm, codebook, grid, raw
 from tersor.synthesis.codebook import CodebookCode
 from tersor.tools.clusters import Clusters

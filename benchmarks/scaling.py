@@ -102,8 +102,9 @@ def used() -> float:
 def measure(name: str, way: str) -> dict[str, object]:
     """In this process."""
     from tersor.config import Config
-    from tersor.encoder import Job, footprint, inventory_of
-    from tersor.encoding import Plan
+    from tersor.encoder import footprint, inventory_of
+    from tersor.job import Job
+    from tersor.plan import Plan
     from tersor.sensitivity import calibrate
     torch.manual_seed(0)
     make, side = NETWORKS[name]

@@ -270,6 +270,7 @@ CIFAR: dict[str, Narrow] = {
     "vgg16_bn": Narrow(lambda w, n: VGG(n, width=w, small_input=True), 0.25),
     "vgg16_bn_full": Narrow(lambda w, n: VGG(n, width=w, small_input=True), 1.0),
     "resnet18": Narrow(lambda w, n: ResNet18(n, width=round(64 * w), small_input=True), 0.25),
+    "resnet18_full": Narrow(lambda w, n: ResNet18(n, width=round(64 * w), small_input=True), 1.0),
     "resnet34": Narrow(lambda w, n: ResNet34(n, width=round(64 * w), small_input=True), 0.125),
     "resnet50": Narrow(lambda w, n: ResNet50(n, width=round(64 * w), small_input=True), 0.125),
     "densenet": Narrow(

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from tersor.adapters.module import inventory_of_module
 from tersor.config import Config
-from tersor.encoding import Encoding, Plan, affine_of
+from tersor.encoding import Encoding
+from tersor.plan import Plan, affine_of
 from tersor.statistics import Statistics
 from tersor.synthesis.scalar import ScalarCode
 from tersor.synthesis.vector import VectorCode

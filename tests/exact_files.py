@@ -6,7 +6,8 @@ from pathlib import Path
 
 import tersor
 from tersor.config import Config, LayerConfig
-from tersor.encoding import Encoding, Plan
+from tersor.encoding import Encoding
+from tersor.plan import Plan
 from tersor.writer import write
 
 

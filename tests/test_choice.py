@@ -17,8 +17,8 @@ from tersor.adapters.module import inventory_of_module
 from tersor.choice import Chooser
 from tersor.codes import codes_of
 from tersor.config import ALL_TRANSFORMS, Config, KernelConfig, TransformConfig
-from tersor.encoding import Plan
 from tersor.errors import ConfigError
+from tersor.plan import Plan
 from tersor.synthesis.scalar import ScalarCode
 from tersor.tools import sampling, scalar
 from tersor.tools.target import unmeasured_target

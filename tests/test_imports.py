@@ -22,8 +22,8 @@ ROWS: tuple[frozenset[str], ...] = tuple(frozenset(row.split()) for row in (
     "bitstream", "synthesis", "decoder", "streaming",  # bytes -> integers -> weights: all that reading needs
     "adapters anatomy codes config gpu packed parallel threads",
     "statistics runtime modes sections records", "calibration tools evaluate data",
-    "sensitivity allocation choice diagonals onnx", "encoding",
-    "lockstep writer guess journal", "memory published", "encoder",
+    "sensitivity allocation choice diagonals onnx restored", "plan", "columns encoding", "stage walk",
+    "lockstep writer guess journal", "memory published", "job", "encoder",
     "difference hub gap training sweep predict report repack",
     "show", "commands", "cli", "__main__",
 ))

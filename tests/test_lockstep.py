@@ -12,7 +12,7 @@ from encoder_models import MODELS, Residual, build, decibels, inputs, outputs, p
 from torch import Tensor, nn  # noqa: E402
 
 import tersor  # noqa: E402
-import tersor.encoder  # noqa: E402
+import tersor.job  # noqa: E402
 
 Walks = list[Tensor | None]
 
@@ -21,14 +21,14 @@ Walks = list[Tensor | None]
 def walks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Walks]:
     """What each second walk returned as the compressed network's outputs."""
     seen: Walks = []
-    original = tersor.encoder.lockstep_walk
+    original = tersor.job.lockstep_walk
 
     def spy(*args: Any) -> Any:
         result = original(*args)
         seen.append(result[-1] if isinstance(result, tuple) else result)
         return result
 
-    monkeypatch.setattr(tersor.encoder, "lockstep_walk", spy)
+    monkeypatch.setattr(tersor.job, "lockstep_walk", spy)
     return iter([seen]).__next__()
 
 
@@ -252,17 +252,17 @@ def test_scouts_look_for_lambda_with_some_samples(monkeypatch: pytest.MonkeyPatc
     model, x = build("residual"), inputs("residual")
     stats = tersor.calibrate(model, [x])
     plain = tersor.compress(model, stats, bits=6.0)
-    monkeypatch.setattr("tersor.lockstep.WEIGHT", 0.0)
-    monkeypatch.setattr("tersor.lockstep.FEWEST_SCOUTS", 2)
+    monkeypatch.setattr("tersor.stage.WEIGHT", 0.0)
+    monkeypatch.setattr("tersor.stage.FEWEST_SCOUTS", 2)
     counts: list[int] = []
-    original = tersor.encoder.lockstep_walk
+    original = tersor.job.lockstep_walk
 
     def spy(encoding: Any, network: Any, stage: Any) -> Any:
         counts.append(len(stage))
         return original(encoding, network, stage)
 
-    monkeypatch.setattr(tersor.encoder, "lockstep_walk", spy)
-    monkeypatch.setattr("tersor.lockstep.SCOUTS", len(x) // 2)
+    monkeypatch.setattr(tersor.job, "lockstep_walk", spy)
+    monkeypatch.setattr("tersor.stage.SCOUTS", len(x) // 2)
     packed = tersor.compress(model, stats, bits=6.0)
     assert counts[0] == 2 and counts[-1] == len(x) and sorted(counts) == counts
     assert packed.bits_per_weight <= 6.0 and packed.size > 0.97 * plain.size and packed.snr is not None
@@ -270,16 +270,16 @@ def test_scouts_look_for_lambda_with_some_samples(monkeypatch: pytest.MonkeyPatc
 
 def test_more_images_are_seen_at_fewer_positions() -> None:
     """So that the moments take as long to sum; but at no fewer than 16 of each image."""
-    from tersor import lockstep
+    from tersor.columns import Columns
 
     layer = nn.Conv2d(2, 4, 3, padding=1)
     x = torch.randn(2, 2, 12, 12)
     inventory = tersor.adapters.module.inventory_of_module(layer)
-    target = tersor.encoding.Plan(inventory, None, tersor.Config()).target("weight")
+    target = tersor.plan.Plan(inventory, None, tersor.Config()).target("weight")
     generator = torch.Generator().manual_seed(0)
     counts = []
     for images in (2, 320, 640, 1280, 5000):
-        columns = lockstep._Columns(target, nn.functional.conv2d, [x, layer.weight, None, 1, 1], {}, generator, images)
+        columns = Columns(target, nn.functional.conv2d, [x, layer.weight, None, 1, 1], {}, generator, images)
         u, v, s = columns.of(x, x, torch.zeros(2, 4, 12, 12), None)
         assert u.equal(v) and s is None
         counts.append(u.shape[2] // len(x))

@@ -19,8 +19,8 @@ from tersor.adapters.calls import undisturbed
 from tersor.adapters.module import inventory_of_module
 from tersor.adapters.replay import Replay
 from tersor.config import Config, LayerConfig, TransformConfig
-from tersor.encoding import Plan
 from tersor.errors import ConfigError, TargetError
+from tersor.plan import Plan
 from tersor.synthesis.transform import BlockCode, Cuts
 from tersor.tools import block_depths
 from tersor.tools.block_depths import DEEPEST, Table

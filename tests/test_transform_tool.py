@@ -12,7 +12,7 @@ from torch import nn
 import tersor
 from tersor.adapters.module import inventory_of_module
 from tersor.config import Config
-from tersor.encoding import Plan
+from tersor.plan import Plan
 from tersor.tools import transform
 from tersor.tools.target import LayerTarget
 

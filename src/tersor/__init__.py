@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from .adapters.formats import OpenedModel, open_model
     from .adapters.restored import restore_file
     from .config import CodebookConfig, Config, KernelConfig, LayerConfig, TransformConfig
-    from .encoder import compress, footprint, restore
+    from .encoder import compress, footprint
     from .gap import rate_limits
     from .packed import Packed
+    from .restored import restore
     from .sensitivity import Statistics, calibrate
     from .training.loop import finetune
     from .training.trainable import Trainable
@@ -39,7 +40,7 @@ _LAZY = {"OpenedModel": "adapters.formats", "open_model": "adapters.formats", "r
          "CodebookConfig": "config", "Config": "config", "KernelConfig": "config", "LayerConfig": "config",
          "TransformConfig": "config", "Packed": "packed", "Trainable": "training.trainable",
          "finetune": "training.loop",
-         "Statistics": "statistics", "calibrate": "sensitivity", "compress": "encoder", "restore": "encoder",
+         "Statistics": "statistics", "calibrate": "sensitivity", "compress": "encoder", "restore": "restored",
          "footprint": "encoder",
          "rate_limits": "gap"}
 """Public name -> module; imported at first use: torch takes seconds, and reading files does not need it."""

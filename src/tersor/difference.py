@@ -12,9 +12,9 @@ from torch import Tensor
 
 from . import onnx
 from .adapters.formats import OpenedModel
-from .encoder import restore
 from .errors import ModelError
 from .evaluate import compare, logits
+from .restored import restore
 
 
 def difference(opened: OpenedModel, file: str | os.PathLike[str], data: Iterable[Any]) -> onnx.Difference:

@@ -25,10 +25,12 @@ from .bitstream.source import Readable
 from .config import Config
 from .decoder import TersorFile, load, tool_name
 from .encoder import Model, inventory_of, opened
-from .encoding import Encoding, Plan, affine_map, affine_of
+from .encoding import Encoding
 from .errors import ModelError, StatisticsError
 from .limits import Limits
-from .lockstep import Mismatch, lockstep_walk, prepare
+from .lockstep import lockstep_walk
+from .plan import Plan, affine_map, affine_of
+from .stage import Mismatch, prepare
 from .statistics import Statistics
 from .tools import ruler
 from .tools.metric import Matrix

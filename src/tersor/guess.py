@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from .encoding import Plan
+from .plan import Plan
 from .tools import scalar
 from .tools.metric import Matrix
 from .tools.target import LayerTarget

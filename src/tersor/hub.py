@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
 
-from .encoder import compress, restore
+from .encoder import compress
 from .errors import ConfigError, ModelError
 from .packed import Packed
+from .restored import restore
 
 CONFIG, WEIGHTS = "config.json", "model.tersor"
 _JSON = (str, int, float, bool, type(None), list, tuple, dict)

@@ -14,7 +14,7 @@ form. One forward pass encodes the whole network, however deep. (GPTQ's and CERW
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,100 +24,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .adapters.calls import LAYER_CALLS, argument, names_by_id, undisturbed
-from .adapters.inventory import Inventory
 from .adapters.lockstep import CallCounter, Recipe
 from .adapters.module import to_torch
-from .adapters.trace import trace_with_recipes
-from .calibration.patches import Geometry, at_positions, groups_of_call, to_matrix, windows
-from .encoding import Encoding, Plan, affine_of, rescale
-from .statistics import Statistics
+from .columns import PATCHES, Columns
+from .encoding import Encoding, rescale
+from .plan import affine_of
+from .stage import Mismatch, Stage, first_tensor, map_samples
 from .threads import in_order
 from .tools.correction import Moments, correction
 from .tools.target import LayerTarget
 
-MEMORY = 2 << 30
-"""Bytes that the widest activation of the doubled batch may take, before fewer samples are used."""
 CHUNK = 4 << 20
 """Bytes of a layer's output that are computed at a time: near to the caches, and freed memory serves again, where whole
 activations are new pages each time."""
-PATCHES = 128 << 20
-"""Bytes of unfolded patches at a time."""
-POSITIONS, FEWEST_POSITIONS, WALKED = 64, 16, 320
-"""Positions per image that the moments of a convolution's input are averaged over, and how few they become where there
-are more images than WALKED. (ResNet-20: with 320 images 256 give the same as 64, and 32 lose 0.2 dB; with 1,280 images
-64 / 32 / 16 give 16.51 / 16.51 / 16.48 dB on held-out images at 1.3 bits/weight, and 320 images with 64 give 16.20.)"""
 LARGEST = 4608
 """Layers with more inputs keep their own targets: H would take longer than it saves."""
-
-
-CHECKED = 64
-"""Samples on which the original network is run by itself, to see that it does the same beside the compressed one."""
-SCOUTS, FEWEST_SCOUTS, MOST_SCOUTS = 4, 32, 80
-"""A trial that only looks for lambda takes one sample in so many; but no fewer than that, and no more than these."""
-WEIGHT = 3e4
-"""Multiply-adds of a convolution in the time that one weight takes to be quantised and coded, about."""
-
-
-Samples = Tensor | dict[str, Tensor]
-
-
-class Mismatch(Exception):
-    """The doubled batch does not split at this layer or did not reproduce the original network."""
-
-
-@dataclass
-class Stage:
-    """What every walk through one model needs, prepared once: the inputs, how to make shortcuts that the model
-    computes late, and the original network's outputs on the first of them, `checked`, float64.
-
-    outputs: the original network's outputs on all samples, float64, once a walk has computed them.
-    """
-
-    samples: Samples
-    recipes: Mapping[int, Recipe]
-    checked: Tensor
-    outputs: Tensor | None = None
-
-    def __len__(self) -> int:
-        return _count(self.samples)
-
-    def scout(self, plan: Plan) -> Stage | None:
-        """The same with some of the samples, for trials that only look for lambda: sizes hardly depend on how many
-        there are. None unless the networks take four times as long to run as layers to encode."""
-        count = min(len(self) // SCOUTS, MOST_SCOUTS)
-        assert plan.statistics is not None
-        measured = [(plan.inventory.tensors[name].size, found) for name in plan.layers
-                    if (found := plan.statistics.layers.get(name)) is not None]
-        run = 2.0 * len(self) * sum(size * found.positions for size, found in measured)
-        encode = sum(WEIGHT * size + (float(found.A.shape[-1]) ** 3 + float(found.G.shape[-1]) ** 3) * len(found.A)
-                     for size, found in measured)
-        if count < FEWEST_SCOUTS or run < 4.0 * encode:
-            return None
-        return Stage(_map(self.samples, lambda t: t[:count]), self.recipes, self.checked[:count])
-
-
-def prepare(statistics: Statistics, model: nn.Module, inventory: Inventory) -> Stage | None:
-    """The stage for second walks with as many of the samples as memory allows; None without samples or graph."""
-    samples = statistics.samples
-    if samples is None or statistics.graph.reason is not None or not statistics.graph.calls:
-        return None
-    one = _map(samples, lambda t: t[:1])
-    count = max(8, MEMORY // max(1, 2 * _widest(model, one)))
-    chosen = _map(samples, lambda t: t[:count])
-    _, recipes = trace_with_recipes(model, inventory, *(((), one) if isinstance(one, dict) else ((one,), None)))
-    with undisturbed(model):
-        return Stage(chosen, recipes, forward(model, _map(chosen, lambda t: t[:CHECKED])))
-
-
-def walk_bytes(statistics: Statistics, model: nn.Module) -> int:
-    """About what activations and patches of a second walk take; 0 where there will be none."""
-    samples = statistics.samples
-    if samples is None or statistics.graph.reason is not None or not statistics.graph.calls:
-        return 0
-    wide = 2 * _widest(model, _map(samples, lambda t: t[:1]))
-    count = min(_count(samples), max(8, MEMORY // max(1, wide)))
-    # The layer's input and output and a shortcut; patches of both networks and their float64 products.
-    return 4 * wide * count + min(4 * PATCHES, 9 * wide * count)
 
 
 def lockstep_walk(encoding: Encoding, model: nn.Module, stage: Stage) -> Tensor | None:
@@ -130,7 +51,7 @@ def lockstep_walk(encoding: Encoding, model: nn.Module, stage: Stage) -> Tensor 
     """
     half = len(stage)
     with undisturbed(model), torch.no_grad():
-        doubled = _map(stage.samples, lambda t: torch.cat([t, t]))
+        doubled = map_samples(stage.samples, lambda t: torch.cat([t, t]))
         first = next(iter(doubled.values())) if isinstance(doubled, dict) else doubled
         walk = _Lockstep(model, encoding, first, half, stage.recipes)
         try:
@@ -138,7 +59,7 @@ def lockstep_walk(encoding: Encoding, model: nn.Module, stage: Stage) -> Tensor 
                 output = model(**doubled) if isinstance(doubled, dict) else model(doubled)
         except RuntimeError as error:
             raise Mismatch(f"the network cannot be run on two networks' samples at once ({error})") from error
-    y = _first_tensor(output)
+    y = first_tensor(output)
     if y is None or len(y) != 2 * half or walk.calls != walk.graph.calls:
         raise Mismatch("the network took another way than when it was calibrated")
     y = y.double()
@@ -149,33 +70,6 @@ def lockstep_walk(encoding: Encoding, model: nn.Module, stage: Stage) -> Tensor 
     seen = encoding.is_complete
     encoding.complete()
     return y[half:] if seen else None
-
-
-def forward(model: nn.Module, samples: Samples, batch: int = 64) -> Tensor:
-    """float64 outputs (the first tensor) of a model on samples, in batches; call it under `undisturbed`."""
-    total = _count(samples)
-    outputs = []
-    with torch.no_grad():
-        for start in range(0, total, batch):
-            part = _map(samples, lambda t, start=start: t[start : start + batch])  # type: ignore[misc]
-            y = _first_tensor(model(**part) if isinstance(part, dict) else model(part))
-            if y is None:
-                raise Mismatch("the model returns no tensor")
-            outputs.append(y.double())
-    return torch.cat(outputs)
-
-
-class _Widest(torch.overrides.TorchFunctionMode):
-    """Notes the largest tensor that any call returns."""
-
-    nbytes = 0
-
-    def __torch_function__(self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
-                           kwargs: Mapping[str, Any] | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.nbytes = max(self.nbytes, result.numel() * result.element_size())
-        return result
 
 
 class _Lockstep(CallCounter):
@@ -323,7 +217,7 @@ class _Lockstep(CallCounter):
         groups, m, n = target.W.shape
         sums = Moments.zeros(groups, m, n)
         middle = len(x) // 2
-        columns = _Columns(target, func, args, kwargs, self.generator, middle)
+        columns = Columns(target, func, args, kwargs, self.generator, middle)
         chunk = max(1, PATCHES // max(1, columns.bytes_per_image(x, z)))
         for start in range(part.start, part.stop, chunk):
             stop = min(start + chunk, part.stop)
@@ -368,49 +262,6 @@ class _Lockstep(CallCounter):
         return to_torch(array).to(like.device, like.dtype)
 
 
-class _Columns:
-    """Input columns u [groups, n, count] of a layer's call, at all or at randomly chosen positions."""
-
-    def __init__(self, target: LayerTarget, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any],
-                 generator: torch.Generator, images: int) -> None:
-        self.kind = LAYER_CALLS[func]
-        self.positions = max(FEWEST_POSITIONS, POSITIONS * min(images, WALKED) // max(images, 1))
-        self.generator = generator
-        self.groups = 1
-        if self.kind != "linear":
-            kernel = argument(args, kwargs, 1, "weight").shape[2:]
-            self.geometry = Geometry.of_call(args, kwargs, kernel, self.kind == "conv_transposed")
-            self.groups = groups_of_call(args, kwargs)
-
-    def bytes_per_image(self, x: Tensor, z: Tensor) -> int:
-        """Of the unfolded patches of both networks."""
-        if self.kind == "linear":
-            return 2 * x[0].numel() * x.element_size()
-        taps = int(np.prod(self.geometry.kernel))
-        return 2 * taps * x.shape[1] * min(self.positions, int(np.prod(z.shape[2:]))) * x.element_size()
-
-    def of(self, u: Tensor, v: Tensor, z: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(u, u^, s - s^) as columns [groups, n or m, count] of images of both networks."""
-        if self.kind == "linear":
-            flat = [part.reshape(-1, part.shape[-1]).T[None] for part in (u, v)]
-            return flat[0], flat[1], None
-        sizes = (u if self.kind == "conv_transposed" else z).shape[2:]
-        index = None
-        if int(np.prod(sizes)) > self.positions:
-            index = torch.randint(int(np.prod(sizes)), (len(u), self.positions), generator=self.generator)
-        first, second = in_order(lambda part: self._pick(part, index, sizes, windowed=self.kind == "conv"), (u, v))
-        if s is None or self.kind == "conv_transposed":
-            return first, second, None
-        return first, second, self._pick(s, index, sizes, windowed=False)
-
-    def _pick(self, part: Tensor, index: Tensor | None, sizes: Sequence[int], windowed: bool) -> Tensor:
-        view = windows(part, self.geometry, sizes) if windowed else part
-        axes = len(sizes)
-        if index is not None:
-            view, axes = at_positions(view, index, sizes), 1
-        return to_matrix(view, len(part), self.groups, axes).flatten(2)
-
-
 def _room(one: Tensor, images: int) -> Tensor:
     """Memory for so many images like `one` [1, ...]."""
     return torch.empty((images, *one.shape[1:]), dtype=one.dtype, device=one.device)
@@ -444,26 +295,3 @@ def _mean(z: Tensor, axis: int) -> Tensor:
     return total / max(1, z.numel() // max(1, z.shape[axis]))
 
 
-def _first_tensor(output: Any) -> Tensor | None:
-    if isinstance(output, Tensor):
-        return output if output.is_floating_point() else None
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-    return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
-
-
-def _widest(model: nn.Module, one: Samples) -> int:
-    """Bytes of the largest tensor in the forward of one sample."""
-    watch = _Widest()
-    with undisturbed(model), torch.no_grad(), watch:
-        _ = model(**one) if isinstance(one, dict) else model(one)
-    return watch.nbytes
-
-
-def _count(samples: Samples) -> int:
-    return len(next(iter(samples.values())) if isinstance(samples, dict) else samples)
-
-
-def _map(samples: Samples, function: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(samples, dict):
-        return {key: function(value) if isinstance(value, Tensor) else value for key, value in samples.items()}
-    return function(samples)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from math import prod
 
 from .config import KERNEL_EFFORT
-from .encoding import FACTORS, Plan
 from .guess import SAMPLE
+from .plan import FACTORS, Plan
 from .tools.scalar import SLAB
 from .writer import GROUP, STREAMED
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from .config import Config
-from .encoder import Job, Model, inventory_of
-from .encoding import Plan
+from .encoder import Model, inventory_of
 from .errors import ConfigError
+from .job import Job
+from .plan import Plan
 from .statistics import Statistics
 
 QUICK_EFFORT = 3

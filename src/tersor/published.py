@@ -29,9 +29,10 @@ from .adapters.calls import undisturbed
 from .adapters.replay import Replay
 from .choice import Decision
 from .config import Config
-from .encoding import Encoding, Plan
+from .encoding import Encoding
 from .errors import ConfigError, StatisticsError
-from .lockstep import forward
+from .plan import Plan
+from .stage import forward
 from .synthesis.transform import FIXED, basis_bytes
 from .synthesis.transform_blocks import Box
 from .tools import block_depths, candidate

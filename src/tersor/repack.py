@@ -22,9 +22,10 @@ from .adapters.inventory import Inventory
 from .adapters.module import inventory_of_module
 from .codes import Code, codes_of, shared_codes_of
 from .config import Config, LayerConfig
-from .encoding import Encoding, Plan
+from .encoding import Encoding
 from .errors import ConfigError, ModelError
 from .packed import Packed
+from .plan import Plan
 from .statistics import Statistics
 from .synthesis.codebook import CodebookCode
 from .synthesis.kernel_code import KernelCode, channels_of
