@@ -28,6 +28,7 @@ import tersor
 from tersor import evaluate
 from tersor.packed import Packed
 from tersor.training.loop import finetune
+from tersor.training.reconstruction import reconstruct
 from tersor.training.recovery import recover
 
 RATES = {
@@ -45,6 +46,11 @@ EFFORTS = {"error feedback on the statistics as measured, scales and biases re-f
            "targets corrected for the errors before them (effort 5)": 5, "trellis (6)": 6,
            "transforms of the taps (7)": 7}  # fmt: skip
 DISTILLED = {"+ distillation: BatchNorms and biases": 0.0, "+ distillation: integers too": 1e-3}
+COARSE = "error feedback (4), blocks reconstructed"
+BLOCKS = "+ blocks reconstructed"
+BOTH = "+ blocks reconstructed, then distillation"
+PLAIN, PLAIN_BLOCKS = "effort 7 without a trellis", "effort 7 without a trellis, blocks reconstructed"
+"""Steps of the ablation, beside efforts and `DISTILLED`."""
 WAYS = {"plain": "without tuning", "recovered": "label-free recovery", "start": "without trellis or tuning",
         "tuned": "fine-tuned"}
 FEW = {"vgg16_bn_full": ("start", "tuned"), "resnet18_full": ("plain", "start", "tuned")}
@@ -145,10 +151,16 @@ def ablated(case: str, options: argparse.Namespace) -> Case:
         print(" ", label, found[label], flush=True)
         return packed
 
-    for label, effort in EFFORTS.items():
-        packed = judge(label, partial(tersor.compress, on.model, statistics, bits=float(bits), effort=effort))
+    compress = partial(tersor.compress, on.model, statistics, bits=float(bits))
+    files = {effort: judge(label, partial(compress, effort=effort)) for label, effort in EFFORTS.items()}
+    best, fast = files[max(files)], {"autocast": torch.bfloat16}
     for label, rate in DISTILLED.items():
-        judge(label, partial(recover, packed, on.model, samples, latents=rate, autocast=torch.bfloat16))
+        judge(label, partial(recover, best, on.model, samples, latents=rate, **fast))
+    blocks = judge(BLOCKS, partial(reconstruct, best, on.model, samples, **fast))
+    judge(BOTH, partial(recover, blocks, on.model, samples, **fast))
+    judge(COARSE, partial(reconstruct, files[min(files)], on.model, samples, **fast))
+    plain = judge(PLAIN, partial(compress, trellis=False))
+    judge(PLAIN_BLOCKS, partial(reconstruct, plain, on.model, samples, **fast))
     return found
 
 
@@ -220,9 +232,9 @@ def ablation(cases: dict[str, Case]) -> list[str]:
              "",
              "| | " + " | ".join(f"{name}, {bits} bits" for name, bits, _ in (key.split(":") for key in cases)) + " |",
              "|---|" + "---|" * len(cases)]  # fmt: skip
-    for label in (*EFFORTS, *DISTILLED):
+    for label in (*EFFORTS, *DISTILLED, BLOCKS, BOTH, COARSE, PLAIN, PLAIN_BLOCKS):
         cells = [f"{case[label]['kl']:.4f} +- {case[label]['kl_error']:.4f} ({case[label]['cpu_seconds']:.0f})"
-                 for case in cases.values()]  # fmt: skip
+                 if label in case else "" for case in cases.values()]  # fmt: skip
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return [*lines, "", NOTE]
 

@@ -7,7 +7,7 @@ then (`KernelBooks.reassign`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -122,11 +122,13 @@ class KernelBooks(nn.Module):
         assert isinstance(member, _Member)
         return member
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self, only: Container[str] | None = None) -> dict[str, Tensor]:
         """The weights as a decoder restores them (up to the order of float32 products), by name; differentiable."""
         entries = [self._integers(b) for b in range(len(self.values))]
         out = {}
         for place, (name, dtype) in enumerate(zip(self.names, self._dtypes, strict=True)):
+            if only is not None and name not in only:
+                continue
             member = self._member(place)
             kernels = entries[member.book][member.index] * member.step[:, None, None]
             gain = self._gain(place)

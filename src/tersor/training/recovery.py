@@ -41,16 +41,16 @@ def recover(packed: Packed, model: nn.Module, samples: Tensor | dict[str, Tensor
     if count < FEWEST:
         return packed
     kept = count // 5
-    training, judges = _part(samples, slice(kept, None)), _part(samples, slice(0, kept))
+    training, judges = part_of(samples, slice(kept, None)), part_of(samples, slice(0, kept))
 
     def epoch(number: int) -> Iterator[Any]:
         generator = torch.Generator().manual_seed(1000 * seed + number)
         for _ in range(steps):
             chosen = torch.randint(count - kept, (BATCH,), generator=generator)
-            batch = _part(training, chosen)
+            batch = part_of(training, chosen)
             yield batch if isinstance(batch, dict) else views(batch, generator)
 
-    held_out = [_part(judges, slice(start, start + BATCH)) for start in range(0, kept, BATCH)]
+    held_out = [part_of(judges, slice(start, start + BATCH)) for start in range(0, kept, BATCH)]
 
     def adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         for group in groups:
@@ -67,13 +67,13 @@ def views(batch: Tensor, generator: torch.Generator) -> Tensor:
     if not batch.is_floating_point():
         return batch
     if batch.ndim == 4:
-        batch = _shifted(batch, generator)
+        batch = shifted(batch, generator)
     share = torch.rand(len(batch), *[1] * (batch.ndim - 1), generator=generator).to(batch)
     share[torch.rand(len(batch), generator=generator) < 0.5] = 1.0
     return batch * share + batch.roll(1, 0) * (1.0 - share)
 
 
-def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each by a number of pixels of its own, borders repeated; half of them mirrored."""
     count, _, height, width = images.shape
     reach = height // SHIFT, width // SHIFT
@@ -85,7 +85,8 @@ def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     return moved.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def _part(samples: Any, which: slice | Tensor) -> Any:
+def part_of(samples: Any, which: slice | Tensor) -> Any:
+    """Some of the samples: of a tensor, or of each in a dict."""
     if isinstance(samples, dict):
         return {key: value[which] if isinstance(value, Tensor) else value for key, value in samples.items()}
     return samples[which]

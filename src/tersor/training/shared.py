@@ -6,7 +6,7 @@ centre is the sum of the gradients of its members, dL/dc_j = sum over i in C_j o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -53,11 +53,12 @@ class SharedValues(nn.Module):
         stored = exact.detach().half() if self.is_half else exact.detach().float()
         return exact + (stored.double() - exact.detach())
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self, only: Container[str] | None = None) -> dict[str, Tensor]:
         """The weights as they are looked up, by name; differentiable."""
         values = self._stored()
         return {name: look_up(values, self.get_buffer(f"index_{i}")).to(dtype)
-                for i, (name, dtype) in enumerate(zip(self.names, self._dtypes, strict=True))}
+                for i, (name, dtype) in enumerate(zip(self.names, self._dtypes, strict=True))
+                if only is None or name in only}
 
     @torch.no_grad()
     def codes(self) -> list[CodebookCode]:

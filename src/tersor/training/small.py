@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -48,10 +48,12 @@ class AffineMaps(nn.Module):
         return (rounded(self.scales[i] * fine).clamp(-limit, limit),
                 rounded(self.shifts[i] * step).clamp(-MAX_INDEX, MAX_INDEX))
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self, only: Container[str] | None = None) -> dict[str, Tensor]:
         """Weights and biases as a decoder restores them, by name; differentiable."""
         out = {}
         for i, (weight, bias) in enumerate(self.names):
+            if only is not None and weight not in only and bias not in only:
+                continue
             scale, shift = self._indexes(i)
             a = self.get_buffer(f"sign_{i}") * torch.exp2(scale / (1 << self.first[i].resolution))
             out[weight] = a.to(self._dtypes[i])
@@ -87,10 +89,10 @@ class SmallTensors(nn.Module):
         step = self._units[i] / float(grid.value(self.first[i].step_index))
         return rounded(self.values[i] * step).clamp(-MAX_INDEX, MAX_INDEX)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self, only: Container[str] | None = None) -> dict[str, Tensor]:
         """As a decoder restores them, by name; differentiable."""
         return {name: (self._index(i) * float(grid.value(self.first[i].step_index))).to(self._dtypes[i])
-                for i, name in enumerate(self.names)}
+                for i, name in enumerate(self.names) if only is None or name in only}
 
     @torch.no_grad()
     def codes(self) -> list[VectorCode]:

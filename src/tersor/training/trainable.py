@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -47,8 +47,8 @@ SMALL_RATE = 5e-4
 class Part(Protocol):
     """One section of the file in training."""
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What a decoder restores, by name; differentiable."""
+    def tensors(self, only: Container[str] | None = None) -> dict[str, Tensor]:
+        """What a decoder restores, by name; differentiable. `only`: of these names, if they are of the section."""
 
     def codes(self) -> Sequence[Code]:
         """Of the section, as they are now."""
@@ -67,8 +67,9 @@ class CodedWeights(nn.Module):
         self.weights = nn.ModuleList(CodedWeight(name, code, weight)  # type: ignore[arg-type]
                                      for name, code, weight in zip(section.names, section.codes, weights, strict=True))
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: weight() for name, weight in zip(self.names, self.weights, strict=True)}
+    def tensors(self, only: Container[str] | None = None) -> dict[str, Tensor]:
+        return {name: weight() for name, weight in zip(self.names, self.weights, strict=True)
+                if only is None or name in only}
 
     def codes(self) -> list[Code]:
         return [weight.coded() for weight in self.weights if isinstance(weight, CodedWeight)]
@@ -150,13 +151,34 @@ class Trainable(nn.Module):
         rates = {"latents": latents, "values": values, "small": small}
         return [{"params": found[kind], "lr": rates[kind], "name": kind} for kind in rates if found[kind]]
 
-    def weights(self) -> dict[str, Tensor]:
-        """All trained tensors as a decoder restores them (up to the order of sums), by name; differentiable."""
+    def weights(self, only: Collection[str] | None = None) -> dict[str, Tensor]:
+        """All trained tensors as a decoder restores them (up to the order of sums), by name; differentiable. `only`:
+        those of these names."""
         out: dict[str, Tensor] = {}
+        firsts = None if only is None else {self._aliases.get(name, name) for name in only}
         for part in self.parts:
             if isinstance(part, Part):
-                out |= part.tensors()
-        return out | {name: out[first] for name, first in self._aliases.items() if first in out}
+                out |= part.tensors(firsts)
+        out |= {name: out[first] for name, first in self._aliases.items() if first in out}
+        return out if only is None else {name: tensor for name, tensor in out.items() if name in only}
+
+    def uses(self) -> dict[nn.Parameter, set[str]]:
+        """The names of the tensors that depend on each parameter; without those on which none does."""
+        found: dict[nn.Parameter, set[str]] = {}
+        again: dict[str, set[str]] = {}
+        for name, first in self._aliases.items():
+            again.setdefault(first, set()).add(name)
+        for part in self.parts:
+            parameters = [parameter for parameter in part.parameters() if parameter.requires_grad]
+            with torch.enable_grad():
+                tensors = part.tensors() if isinstance(part, Part) else {}
+            for name, tensor in tensors.items():
+                if tensor.requires_grad:
+                    slopes = torch.autograd.grad(tensor.sum(), parameters, retain_graph=True, allow_unused=True)
+                    for parameter, slope in zip(parameters, slopes, strict=True):
+                        if slope is not None:
+                            found.setdefault(parameter, set()).update({name}, again.get(name, ()))
+        return found
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return torch.func.functional_call(self.model, self.weights(), args, kwargs)
