@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,9 @@ def reconstruct(packed: Packed, model: nn.Module, samples: Tensor | dict[str, Te
         if progress is not None:
             progress(f"{' + '.join(block.modules)}: {line}")
     better = run.trainable.repack(packed.size)
+    while better.size > packed.size and run.kept:  # by bytes of BatchNorms or codebooks, which no price holds
+        _put_back(run.kept.pop())
+        better = run.trainable.repack(packed.size)
     after = run.divergence()
     if better.size > packed.size or not after < before:
         note = f"reconstruction of {len(run.blocks)} blocks found nothing better on the samples that were kept"
@@ -74,6 +77,10 @@ def reconstruct(packed: Packed, model: nn.Module, samples: Tensor | dict[str, Te
     note = (f"{len(run.blocks)} blocks reconstructed: KL on samples that were kept {before:.4f} to {after:.4f}, "
             f"{packed.size:,} to {better.size:,} bytes")
     return replace(better, price=packed.price, notes=[*packed.notes, note], decisions=packed.decisions)
+
+
+_State: TypeAlias = list[tuple[Tensor, Tensor]]
+"""What training changes, each beside a copy."""
 
 
 @dataclass
@@ -112,6 +119,7 @@ class _Run:
         self.blocks = find_blocks(self.teacher, part_of(samples, slice(0, 2)), coded)
         self.uses = self.trainable.uses()
         self.names = list(self.trainable.weights())
+        self.kept: list[_State] = []  # of blocks that have changed, what they were
 
     def reconstruct(self, block: Block, latents: float, generator: torch.Generator) -> str:
         """Train one block; it is put back where that has not helped on the judges. A line on what has come of it."""
@@ -124,10 +132,10 @@ class _Run:
         pricing = self._train(block, samples, groups, matrices, first, generator)
         last, now = self._judged(block, judges), self._bits(matrices)
         kept = last + pricing.price * now < first + pricing.price * bits
-        if not kept:
-            with torch.no_grad():
-                for tensor, before in start:
-                    tensor.copy_(before)
+        if kept:
+            self.kept.append(start)
+        else:
+            _put_back(start)
         return f"loss {first:.3g} to {last:.3g}, {bits:,.0f} to {now:,.0f} bits{'' if kept else ', not kept'}"
 
     def _train(self, block: Block, samples: _Cached, groups: list[dict[str, Any]], matrices: list[Matrix],
@@ -174,8 +182,7 @@ class _Run:
         return bool(names) and all(block.holds(name) for name in names)
 
     @staticmethod
-    def _state(groups: list[dict[str, Any]], matrices: list[Matrix]) -> list[tuple[Tensor, Tensor]]:
-        """What training changes, each beside a copy."""
+    def _state(groups: list[dict[str, Any]], matrices: list[Matrix]) -> _State:
         held = [parameter for group in groups for parameter in group["params"]]
         held += [buffer for matrix in matrices for buffer in (matrix.path, matrix.offset)]
         return [(tensor, tensor.detach().clone()) for tensor in held]
@@ -233,6 +240,12 @@ class _Run:
             number = losses.count_of(batch)
             total, count = total + number * float(losses.distillation(outputs, answers)), count + number
         return total / count
+
+
+@torch.no_grad()
+def _put_back(state: _State) -> None:
+    for tensor, before in state:
+        tensor.copy_(before)
 
 
 def _batches(samples: Any, wanted: int, generator: torch.Generator) -> Iterator[Any]:
