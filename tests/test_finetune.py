@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import tersor
 from tersor.errors import ConfigError, TargetError
 from tersor.sections import Contents
+from tersor.training.loop import SLACK
 from tersor.training.masks import keep_masks
 from tersor.training.pricing import RAMP, Pricing
 from tersor.training.recovery import recover, views
@@ -64,8 +65,8 @@ def test_a_better_file_of_no_more_bytes(tools):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     better = tersor.finetune(file, model, data, loss=F.mse_loss, epochs=4, optimizer=adam(30.0), progress=lines.append,
                              reassign=0.02 if tools == ("kernels",) else None)
-    assert better.size <= file.size and better.data != file.data
-    assert judged(better, data[-1:]) < (0.8 if tools == ("scalar",) else 0.97) * judged(file, data[-1:])
+    assert better.size <= file.size + (SLACK if tools == ("kernels",) else 0) and better.data != file.data
+    assert judged(better, data[-1:]) < 0.8 * judged(file, data[-1:])
     assert "fine-tuned" in better.notes[-1] and "held-out" in better.notes[-1] and len(lines) >= 10
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     indexes = [[code.index for code in section.codes if hasattr(code, "gain")]

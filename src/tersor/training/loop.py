@@ -22,6 +22,7 @@ from .kernels import KernelBooks
 from .losses import Loss
 from .matrices import LEAN
 from .pricing import Pricing
+from .shared import SharedValues
 from .trainable import Trainable
 
 Batches: TypeAlias = Iterable[Any] | Callable[[int], Iterable[Any]]
@@ -33,6 +34,9 @@ REFRESH = 10
 """Steps between two fits of the code lengths (and searches of trellises)."""
 STEERED = 40
 """In short trainings, so many of these fits."""
+SLACK = 16
+"""Bytes that a file with codebooks may grow by, unless its size is given: how their values and small tensors are coded
+cannot be foretold to a byte, and they have no integers that could be rounded away to make up for it."""
 LOOKS = 10
 """How often the file is written and judged, if `every` does not say."""
 
@@ -54,9 +58,10 @@ def finetune(packed: Packed, model: nn.Module, batches: Batches, *, loss: Loss |
     * `optimizer`: makes one from parameter groups with learning rates (`Trainable.groups`): by default
       `torch.optim.Adam`. `scheduler`: makes a schedule from it, stepped after each batch: by default a cosine.
     * `steps` or `epochs`: batches to train on, or passes; 3 epochs by default.
-    * `size`: bytes that the file shall have at most; that of `packed` by default. A smaller one is reached within the
-      first 40% of the steps. The price of a bit is steered for it, unless `rate_weight` fixes the price: loss per
-      bit. (A file of so many bits at which halving the size doubles the loss is worth about loss / bits.)
+    * `size`: bytes that the file shall have at most; that of `packed` by default (with kernels or shared values, 16
+      bytes more: not every byte of theirs can be steered). A smaller one is reached within the first 40% of the steps.
+      The price of a bit is steered for it, unless `rate_weight` fixes the price: loss per bit. (A file of so many
+      bits at which halving the size doubles the loss is worth about loss / bits.)
     * `held_out`: batches that files are judged on. Of a list of batches, by default, the last tenth, which is then not
       trained on.
     * `every`: steps between two looks at the file (a tenth of all by default), `patience`: looks without improvement
@@ -76,7 +81,8 @@ def finetune(packed: Packed, model: nn.Module, batches: Batches, *, loss: Loss |
     job = _Job(packed, model, loss, seed, autocast, progress, lean)
     training, judges = _held_out(batches, held_out)
     total = _steps(training, steps, epochs)
-    limit = packed.size if size is None else size
+    slack = SLACK if any(isinstance(part, KernelBooks | SharedValues) for part in job.trainable.parts) else 0
+    limit = packed.size + slack if size is None else size
     if limit < 1 or (rate_weight is not None and not rate_weight >= 0.0) or (patience is not None and patience < 1):
         raise ConfigError(f"size={size}, rate_weight={rate_weight}, patience={patience}: sizes and patience must be "
                           f"at least 1, a price not negative")
