@@ -59,19 +59,22 @@ ROUNDS = {"vgg16_bn_full": 2}
 """Trainings, each from what the one before has found; else one."""
 HEAD = """# Fine-tuned
 
-Networks on CIFAR-10 (LeNet-5: MNIST), compressed at the default effort with {calibration} calibration images (VGG-16
+Networks on CIFAR-10 (LeNet-5: MNIST), compressed at the default effort with {calibration} calibration images (those
 of full width: 256); the same files after label-free recovery on {recovery} of these; and files of the same bytes
 after fine-tuning. Bytes are those of whole files, which are restored into networks of random weights before they are
 measured. *No loss*: the 95% interval of the paired difference in top-1 to the fp32 network includes 0 (Agresti and
 Min). *1 point*: its mean is at most 1. Both are the smallest file of the rates that were tried (below): a finer
 ladder finds smaller ones. No setting was chosen on test images; the rates of the ladder were, after a look at what
-untrained files lose on them. The rows of VGG-16 are of the encoder before its metrics were shrunk.
+untrained files lose on them. The rows of VGG-16 are of an encoder before
+its metrics were shrunk, the others of one whose second walk takes all calibration images.
 
 {recipe}
 """
 RECIPE = """Fine-tuning: {steps} batches (or as many as the table says) of {batch} crops and mirror images of training
 images. Targets are the answers of the fp32 network; for the networks of examples/zoo, which were trained
-for few epochs and do not know all training images by heart, labels count for {labels:.0%} of the loss.
+for few epochs and do not know all training images by heart, labels count for {labels:.0%} of the loss. For those of
+the data folder, of whose images there are few, half of the views are blends of two, and integers learn at a fifth of
+the rate.
 Training begins with a file of the same bytes without a trellis (`compress(..., trellis=False)`) and keeps
 its size; of the files on the way the one of the lowest loss on held-out training images (at most {judges})
 is taken."""
@@ -198,7 +201,7 @@ def tuned(on: Bench, packed: Packed, size: int, steps: int, path: Callable[[str]
             return on.batches(first + epoch)
 
         make = partial(finetune, packed, on.model, batches, loss=on.loss, steps=steps, size=size, held_out=on.judging,
-                       every=max(1, steps // LOOKS), autocast=torch.bfloat16,
+                       optimizer=on.optimizer, every=max(1, steps // LOOKS), autocast=torch.bfloat16,
                        checkpoint=path(f".{number}.checkpoint"), progress=lambda line: print(" ", line, flush=True))
         packed = kept(path(f".{number}.tersor"), make)
     return packed

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ SIZES: dict[str, tuple[int, ...]] = {
 BEST = {"resnet20": (54_000, 36_000), "lenet5": (8_000, 4_500)}
 """The same at effort 9."""
 GAP_BITS = 2.0
+FEW = 320
+"""Calibration images of the ablation, which encodes many times."""
 RANGE = (0.006, 0.3)
 """KL of the settings of NNCodec that are shown, where `nncodec_peer.py` has measured them."""
 GRID = {"lenet5": tuple(range(-22, -14)), "squeezenet1_1": (-24, -28, -26, -30)}
@@ -62,13 +65,16 @@ class Bench:
 
     network: Network
     cache: Path
-    known: Statistics | None = None
 
-    @property
+    @cached_property
     def statistics(self) -> Statistics:
-        if self.known is None:
-            self.known, _ = self.network.statistics(self.cache)
-        return self.known
+        """Of all calibration images."""
+        return self.network.statistics(self.cache)[0]
+
+    @cached_property
+    def few(self) -> Statistics:
+        """Of FEW calibration images."""
+        return self.network.statistics(self.cache, FEW)[0]
 
 
 def main() -> None:
@@ -139,7 +145,7 @@ def cases(part: str, bench: Bench) -> Iterator[Case]:
     elif part == "nncodec":
         yield from nncodec_cases(bench.network)
     elif part == "ablation":
-        yield from ablation_cases(bench.network, lambda: bench.statistics)
+        yield from ablation_cases(bench.network, lambda: bench.few)
     elif part == "gap":
         yield f"{GAP_BITS:g} bits/weight", lambda: gaps(bench, GAP_BITS)
     else:

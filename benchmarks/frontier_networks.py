@@ -53,7 +53,7 @@ class Network(common.Subject):
     def statistics(self, folder: Path, images: int | None = None) -> tuple[Statistics, float | None]:
         """Calibration on the first `images` of the calibration images (None: all), kept in `folder`; and the seconds
         of CPU that it took, None where it was there."""
-        path = folder / f"{self.name}.stats"
+        path = folder / f"{self.name}{'' if images is None else f'_{images}'}.stats"
         if path.exists():
             return Statistics.load(path), None
         start = time.process_time()

@@ -158,8 +158,8 @@ def ablation(networks: dict[str, Any]) -> str:
     rates = ", ".join(f"{bits:g}" for bits in sorted(RATES, reverse=True))
     lines = ["## What each tool saves\n",
              "% of the bytes at equal SNR of the outputs on held-out training images, at about "
-             f"{rates} bits/weight.\n*On top*: taken out of the whole encoder. *Alone*: added to an encoder with none "
-             "of them (nearest\nrounding, steps by sensitivity, static rANS).\n",
+             f"{rates} bits/weight, with 320\ncalibration images. *On top*: taken out of the whole encoder. *Alone*: "
+             "added to an encoder with none of them (nearest\nrounding, steps by sensitivity, static rANS).\n",
              row("tool", *(f"{TITLES[name]}: {how}" for name in shown for how in ("on top", "alone"))),
              "|---|" + "---:|" * (2 * len(shown))]  # fmt: skip
     for tool, title in TOOLS.items():
