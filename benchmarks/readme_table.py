@@ -52,7 +52,7 @@ def render(results: dict[str, Any]) -> str:
     """Markdown of what benchmarks/frontier.py measured and a first-time reader wants to know."""
     networks = {name: results["networks"][name] for name in TITLES if results["networks"].get(name, {}).get("curve")}
     parts = [
-        "Compressed without training and without labels: calibrated on 256 to 1,280 training images, the file "
+        "Compressed without training and without labels: calibrated on 256 to 3,000 training images, the file "
         "restored into a network of other weights and compared with fp32 on test images (CIFAR-10: 1,017; MNIST: "
         "10,000; ImageNet: 650). Whole files, every byte counted. KL is the mean divergence of the outputs, in nats; ± "
         "is the standard error of the paired difference.",
