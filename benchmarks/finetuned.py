@@ -66,8 +66,8 @@ measured. *No loss*: the 95% interval of the paired difference in top-1 to the f
 Min). *1 point*: its mean is at most 1. Both are the smallest file of the rates that were tried (below): a finer
 ladder finds smaller ones. No setting was chosen on test images; the rates of the ladder were, after a look at what
 untrained files lose on them. An interval that includes 0 may be wide: 1,017 test images of the data folder tell a loss
-of a point or two from none only now and then, 10,000 JPEG copies half a point. The rows of VGG-16 are of an encoder before
-its metrics were shrunk, the others of one whose second walk takes all calibration images.
+of a point or two from none only now and then, 10,000 JPEG copies half a point. The rows of VGG-16 are of an encoder
+before its metrics were shrunk, the others of one whose second walk takes all calibration images.
 
 {recipe}
 """
