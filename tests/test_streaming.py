@@ -12,8 +12,8 @@ pytest.importorskip("torch")
 from encoder_models import Residual, seeded
 
 import tersor
-from tersor import encoder, writer
-from tersor import encoding as encoding_module
+from tersor import job, writer
+from tersor import plan as plan_module
 from tersor.adapters.inventory import Inventory, WeightLayer
 from tersor.config import TransformConfig
 from tersor.memory import available
@@ -74,7 +74,7 @@ def test_a_transform_after_sections_were_coded(small: list[int], monkeypatch: py
 def test_rows_in_slabs_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = layers([(64, 50), (40, 33)])
     whole = [tersor.compress(model, bits=2.5, effort=effort).data for effort in (2, 6)]
-    for module in (scalar, encoding_module):
+    for module in (scalar, plan_module):
         monkeypatch.setattr(module, "SLAB", 700)
     assert [tersor.compress(model, bits=2.5, effort=effort).data for effort in (2, 6)] == whole
 
@@ -93,7 +93,7 @@ def test_factors_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = tersor.compress(model, stats, bits=3.0, effort=5)
     once = calls.count(2)
     assert once == 2 * len(stats.layers), "A and G of each layer, whatever the number of trials"
-    monkeypatch.setattr(encoding_module, "FACTORS", 0)
+    monkeypatch.setattr(plan_module, "FACTORS", 0)
     calls.clear()
     assert tersor.compress(model, stats, bits=3.0, effort=5).data == kept.data
     assert calls.count(2) > 2 * once
@@ -115,11 +115,11 @@ def test_memory_is_told_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
     assert tersor.footprint(inventory(2), effort=9).layer > 3 * many.layer
     small = layers([(40, 50)])
     said: list[str] = []
-    monkeypatch.setattr(encoder, "available", lambda: 10**6)
+    monkeypatch.setattr(job, "available", lambda: 10**6)
     packed = tersor.compress(small, bits=3.0, progress=said.append)
     assert any(note.startswith("memory may not suffice: about 0.5 GB") for note in packed.notes)
     assert said[0] in packed.notes
-    monkeypatch.setattr(encoder, "available", lambda: None)
+    monkeypatch.setattr(job, "available", lambda: None)
     assert not any("memory" in note for note in tersor.compress(small, bits=3.0).notes)
     assert available() is None or available() > 10**6
 
