@@ -18,6 +18,7 @@ from networks import CifarResNet, LeNet5, cifar, load, load_zoo
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tersor.training.recovery import blended
 from tersor.training.trainable import LATENT_RATE
 
 LOSSLESS = ("resnet20", "resnet32", "resnet56")
@@ -117,13 +118,6 @@ def bench(name: str, data: Path, cache: Path | None, full: Path | None = None) -
     return Bench(name, model, list(calibration), _judges(model, ready(judging[0]), judging[1]),
                  (ready(images), labels), batches, 0.0 if lossless else LABELS,
                  FEW_DATA if lossless else LATENT_RATE)  # fmt: skip
-
-
-def blended(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the images [N, ...] blended with the one before."""
-    share = torch.rand(len(x), 1, 1, 1, generator=generator)
-    share[torch.rand(len(x), generator=generator) < 0.5] = 1.0
-    return (x * share + x.roll(1, 0) * (1.0 - share)).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()

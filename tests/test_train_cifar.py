@@ -43,7 +43,7 @@ def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, out: str, *more: str) -> dict[str, torch.Tensor]:
-    options = ["--network", "resnet18", "--width", "0.0625", "--batch", "16", "--epochs", "3", "--rate", "0.05"]
+    options = ["--network", "resnet18", "--width", "0.0625", "--batch", "16", "--epochs", "4", "--rate", "0.05"]
     places = ["--data", str(folder), "--out", str(folder / out)]
     monkeypatch.setattr(sys, "argv", ["train_cifar.py", *options, *places, *more])
     train_cifar.main()
@@ -56,7 +56,7 @@ def test_it_learns_and_goes_on_where_it_was_stopped(
     whole = run(monkeypatch, colours, "whole.safetensors")
     said = re.search(r"test ([\d.]+)% on 30 images", capsys.readouterr().out)
     assert said is not None
-    assert float(said[1]) >= 25  # by chance 10; 30 or more on the processors it was tried on
+    assert float(said[1]) >= 40  # by chance 10
     assert {t.dtype for t in whole.values() if t.ndim > 1} == {torch.float16}
     assert whole["layer4.1.bn2.running_var"].dtype == torch.float32
 

@@ -121,6 +121,7 @@ class _Widest(torch.overrides.TorchFunctionMode):
 
 
 def first_tensor(output: Any) -> Tensor | None:
+    """The first floating tensor of what a model returns."""
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
@@ -140,6 +141,7 @@ def _count(samples: Samples) -> int:
 
 
 def map_samples(samples: Samples, function: Callable[[Tensor], Tensor]) -> Any:
+    """The samples with the function of each tensor in its place."""
     if isinstance(samples, dict):
         return {key: function(value) if isinstance(value, Tensor) else value for key, value in samples.items()}
     return function(samples)

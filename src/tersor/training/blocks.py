@@ -35,7 +35,7 @@ class Block:
 
     def holds(self, name: str) -> bool:
         """Is a tensor of this name (in the whole model) within?"""
-        return any(name.startswith(f"{module}.") for module in self.modules)
+        return any(_below(name, module) for module in self.modules)
 
 
 @dataclass
@@ -64,10 +64,10 @@ def find_blocks(model: nn.Module, inputs: Any, coded: Collection[str]) -> list[B
     held = {run.name: {id(p) for p in run.module.parameters()} & wanted for run in seen}
     whole = [run for run in seen if run.name and run.fits() and len(held[run.name]) >= 2
              and type(run.module).forward is not nn.Sequential.forward]
-    lowest = [run for run in whole if not any(other.name.startswith(f"{run.name}.") for other in whole)]
+    lowest = [run for run in whole if not any(_below(other.name, run.name) for other in whole)]
     covered = set().union(*(held[run.name] for run in lowest)) if lowest else set()
     found = [(run.place, Block((run.name,))) for run in lowest]
-    free = [run for run in seen if run.fits() and not any(_within(run.name, other.name) for other in lowest)]
+    free = [run for run in seen if run.fits() and not any(run.name == other.name or _below(run.name, other.name) for other in lowest)]
     for run in free:
         direct = {id(p) for p in run.module.parameters(recurse=False)} & wanted
         if run.name and direct and not direct & covered:
@@ -76,8 +76,8 @@ def find_blocks(model: nn.Module, inputs: Any, coded: Collection[str]) -> list[B
     return [block for _, block in sorted(found, key=lambda pair: pair[0])]
 
 
-def _within(name: str, module: str) -> bool:
-    return name == module or name.startswith(f"{module}.")
+def _below(name: str, module: str) -> bool:
+    return name.startswith(f"{module}.")
 
 
 def _chain(first: _Seen, others: list[_Seen]) -> Iterator[str]:

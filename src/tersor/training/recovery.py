@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..packed import Packed
+from ..stage import map_samples
 from .loop import finetune
 
 STEPS, BATCH = 100, 64
@@ -68,6 +69,11 @@ def views(batch: Tensor, generator: torch.Generator) -> Tensor:
         return batch
     if batch.ndim == 4:
         batch = shifted(batch, generator)
+    return blended(batch, generator)
+
+
+def blended(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Floating inputs [N, ...]: half of them blended with the one before."""
     share = torch.rand(len(batch), *[1] * (batch.ndim - 1), generator=generator).to(batch)
     share[torch.rand(len(batch), generator=generator) < 0.5] = 1.0
     return batch * share + batch.roll(1, 0) * (1.0 - share)
@@ -87,6 +93,4 @@ def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def part_of(samples: Any, which: slice | Tensor) -> Any:
     """Some of the samples: of a tensor, or of each in a dict."""
-    if isinstance(samples, dict):
-        return {key: value[which] if isinstance(value, Tensor) else value for key, value in samples.items()}
-    return samples[which]
+    return map_samples(samples, lambda tensor: tensor[which])
