@@ -67,7 +67,8 @@ def find_blocks(model: nn.Module, inputs: Any, coded: Collection[str]) -> list[B
     lowest = [run for run in whole if not any(_below(other.name, run.name) for other in whole)]
     covered = set().union(*(held[run.name] for run in lowest)) if lowest else set()
     found = [(run.place, Block((run.name,))) for run in lowest]
-    free = [run for run in seen if run.fits() and not any(run.name == other.name or _below(run.name, other.name) for other in lowest)]
+    free = [run for run in seen if run.fits()
+            and not any(run.name == other.name or _below(run.name, other.name) for other in lowest)]
     for run in free:
         direct = {id(p) for p in run.module.parameters(recurse=False)} & wanted
         if run.name and direct and not direct & covered:
