@@ -134,6 +134,7 @@ def test_codebooks(model, arguments, codebook):
         "tools": ("transform",), "transform": tersor.TransformConfig(("elt",), coder="fixed")}),
     (["--effort", "7"], {"effort": 7}),
     (["--effort", "6", "--no-trellis"], {"effort": 6, "trellis": False}),
+    (["--measured"], {"measured": True}),
 ])
 def test_rival_tools_and_their_options(model, arguments, options):
     assert cli.main(["compress", "model.safetensors", "--bits", "4", *arguments, "-q"]) == 0

@@ -23,7 +23,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(frozenset(row.split()) for row in (
     "adapters anatomy codes config gpu packed parallel threads",
     "statistics runtime modes sections records", "calibration tools evaluate data",
     "sensitivity allocation choice diagonals onnx restored", "plan", "columns encoding", "stage walk",
-    "lockstep writer guess journal", "memory published", "job", "encoder",
+    "lockstep writer guess journal trust", "memory published", "job", "encoder",
     "difference hub gap training sweep predict report repack",
     "show", "commands", "cli", "__main__",
 ))

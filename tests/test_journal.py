@@ -62,7 +62,8 @@ def residual() -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("options", [
-    {"snr": 15.0, "effort": 5}, {"bits": 3.0, "effort": 6}, {"bits": 4.0, "effort": 4, "mode": "fast"},
+    {"snr": 15.0, "effort": 5}, {"bits": 3.0, "effort": 6}, {"bits": 3.0, "effort": 9},
+    {"bits": 4.0, "effort": 4, "mode": "fast"},
     {"bits": 2.5, "tools": ("kernels",), "effort": 5,
      "kernels": tersor.KernelConfig(size=6, gains=False, signs=False)}])
 def test_the_same_file_after_interruptions(residual: tuple[Any, Any], tmp_path: Path, options: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ TOOLS = ("scalar", "transform", "kernels", "codebook", "raw")
 RIVALS = ("scalar", "transform", "kernels")
 """Tools that propose a code layer by layer; of several, each layer gets the one of least J = D + lambda R."""
 FEEDBACK_EFFORT, ROWS_EFFORT, STATIC_TRELLIS_EFFORT, WALK_EFFORT = 2, 3, 4, 5
-TRELLIS_EFFORT, TRANSFORM_EFFORT, KERNEL_EFFORT = 6, 7, 9
+TRELLIS_EFFORT, TRANSFORM_EFFORT, KERNEL_EFFORT, MEASURED_EFFORT = 6, 7, 9, 9
 """What each effort brings in; see `Config.effort`. benchmarks/effort.py measures that each step is worth its time."""
 QUICK_TRANSFORMS = ("dct1", "klt-taps")
 MORE_TRANSFORMS = ("dct1", "dct2", "klt-taps", "elt-taps")
@@ -188,9 +188,12 @@ class Config:
       column of a weight, on the statistics as measured; 3: from row to row as well; 4: and a trellis where it pays.
       From 5 on, where the statistics kept samples, a second walk through the network in the order of the data: every
       layer makes up for the errors of those before it; 5 without a trellis, 6 with. 7 (the default): some transforms
-      of the taps, too; 8: all of them; 9: all transforms, and kernels.
+      of the taps, too; 8: all of them; 9: all transforms, kernels, and
+      `measured`.
     * `trellis`: whether dependent quantization may be used; None: by `effort`. False where the file is to be trained
       (`tersor.finetune`): single integers of a trellis cannot move without those after them.
+    * `measured`: whether what each layer's errors do is also measured at the network's output, where there is a second
+      walk (`tersor.trust`). Layers then weigh by that, if such a file turns out to be better; None: by `effort`.
     * `keep_exact`: BatchNorm and every other tensor that is no weight matrix stays bit-exact.
     * `digest`: the SHA-256 of all decoded tensors is put into the file (about 60 bytes); `verify` compares it.
     * `layers`: regular expression (matched against the whole weight name) -> LayerConfig; the first match
@@ -203,6 +206,7 @@ class Config:
     decode_budget: float | None = None
     effort: int = DEFAULT_EFFORT
     trellis: bool | None = None
+    measured: bool | None = None
     keep_exact: bool = False
     digest: bool = False
     layers: Mapping[str, LayerConfig] = field(default_factory=dict)
@@ -228,8 +232,9 @@ class Config:
             raise ConfigError(f"decode_budget={self.decode_budget!r} must be a positive number of seconds")
         if not isinstance(self.effort, int) or not MIN_EFFORT <= self.effort <= MAX_EFFORT:
             raise ConfigError(f"effort={self.effort!r} must be an integer from {MIN_EFFORT} to {MAX_EFFORT}")
-        if self.trellis not in (None, False, True):
-            raise ConfigError(f"trellis={self.trellis!r} must be True, False or None")
+        for name in ("trellis", "measured"):
+            if getattr(self, name) not in (None, False, True):
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be True, False or None")
         for pattern, layer in self.layers.items():
             if not isinstance(layer, LayerConfig):
                 raise ConfigError(f"layers[{pattern!r}] must be a LayerConfig, not {type(layer).__name__}")
@@ -298,6 +303,11 @@ class Config:
         if self.trellis is not None:
             return self.trellis
         return self.effort == STATIC_TRELLIS_EFFORT or self.effort >= TRELLIS_EFFORT
+
+    @property
+    def measures(self) -> bool:
+        """Whether layers' distortions are measured at the output, too."""
+        return self.effort >= MEASURED_EFFORT if self.measured is None else self.measured
 
     @property
     def corrected(self) -> bool:

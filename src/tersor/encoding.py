@@ -7,6 +7,7 @@ measured them; `tersor.lockstep` in the order of the data, each corrected for th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -60,6 +61,7 @@ class Encoding:
     sections: dict[tuple[str, ...], tuple[bytes, int]] = field(default_factory=dict)  # see `tersor.writer.Stream`
     journal: Journal | None = None
     decisions: dict[str, Decision] = field(default_factory=dict)  # of layers that several tools were tried for
+    targets: Callable[[LayerTarget], None] | None = None  # told what each layer of the second walk was to be
 
     @property
     def is_complete(self) -> bool:
@@ -213,7 +215,7 @@ class Encoding:
             if prefix is not None:
                 self._absorb_blindly(name, prefix, target)
         elif prefix is not None:
-            variances = [np.stack([_output_energy(w[k], target.A[k]) for k in range(target.groups)]).ravel()
+            variances = [np.stack([output_energy(w[k], target.A[k]) for k in range(target.groups)]).ravel()
                          for w in (target.W, after)]
             scale, shift = affine_of(plan.inventory, plan.batchnorms[prefix])
             refitted = scale * rescale(variances[0], variances[1])
@@ -253,7 +255,7 @@ def begin(plan: Plan, price: float, bits: float | None = None) -> Encoding:
     return encoding
 
 
-def _output_energy(w: Matrix, a: npt.NDArray[np.floating]) -> Matrix:
+def output_energy(w: Matrix, a: npt.NDArray[np.floating]) -> Matrix:
     """w A w^T's diagonal [m]; A [n, n] or diagonal [n]."""
     return np.asarray(np.einsum("mn,mn->m", w * a if a.ndim == 1 else w @ a, w))
 

@@ -29,6 +29,7 @@ from .published import Tables, measure
 from .restored import restore
 from .stage import Mismatch, Stage, forward, forward_restored, prepare, signal_to_noise, walk_bytes
 from .threads import released
+from .trust import Originals, measured_ratios
 from .walk import static_walk
 from .writer import STREAMED, Written, stream_of, write
 
@@ -50,6 +51,7 @@ class _Trial:
     snr: float | None
     price: float
     decisions: dict[str, dict[str, Any]]
+    ratios: dict[str, float] | None = None  # `tersor.trust.measured_ratios`, where asked for
 
 
 class Job:
@@ -124,6 +126,7 @@ class Job:
         if best.value < (1.0 - TOLERANCE) * target and best.result.decisions:
             self.plan.chooser.frozen = True
             best = max(best, find(best.log_price), key=lambda trial: trial.value)
+        best = self._measured(best, find, lambda trial: trial.result.snr or -math.inf)
         if best.value < (1.0 - TOLERANCE) * target:
             self.notes.append(f"the file is {100 * (1 - best.value / target):.1f}% smaller than asked: no finer "
                               f"choice of steps or shared values comes nearer")
@@ -145,10 +148,14 @@ class Job:
             return trial.snr, trial
 
         guess = -max(target, 1.0) / 6.0 if self.plan.shared else self.first_guess(target / 6.0)
-        best = _search_snr(encode, target, guess, progress)
+        def find(start: float) -> Trial[_Trial]:
+            return _search_snr(encode, target, start, progress)
+
+        best = find(guess)
         if best.value > target + TOLERANCE * abs(target) and best.result.decisions:
             self.plan.chooser.frozen = True
-            best = min(best, _search_snr(encode, target, best.log_price, progress), key=lambda trial: trial.value)
+            best = min(best, find(best.log_price), key=lambda trial: trial.value)
+        best = self._measured(best, find, lambda trial: -len(trial.result.written.data))
         if best.value > target + TOLERANCE * abs(target):
             self.notes.append(f"the file is at {best.value:.2f} dB: the next smaller one that was found misses "
                               f"{target:g} dB, as networks of few weights jump from one rate to another")
@@ -187,10 +194,27 @@ class Job:
         self.notes.append(f"{drop}; {counted}")
         return replace(self._packed(best), drop=drop.as_dict())
 
-    def encode(self, log_price: float, measure: bool = False) -> _Trial:
-        """One encoding at log2 lambda (of shared values: at minus their bits/weight); `measure`: with its snr."""
+    def _measured(self, best: Trial[_Trial], find: Callable[[float], Trial[_Trial]],
+                  quality: Callable[[Trial[_Trial]], float]) -> Trial[_Trial]:
+        """Another file in which layers weigh by what their errors do at the output, if it is better than `best`."""
+        if not (self.plan.config.measures and self.corrected) or self.plan.shared:
+            return best
+        ratios = self.encode(best.log_price, ratios=True).ratios
+        if not ratios:
+            return best
+        self.plan.reweigh(ratios)
+        other = find(best.log_price)
+        gain = quality(other) - quality(best)
+        self.notes.append(f"measured at the output, the errors of layers weigh {min(ratios.values()):.2f} to "
+                          f"{max(ratios.values()):.2f} times what the quadratic model says (median 1); bits by that "
+                          f"{'made a better file' if gain > 0 else 'made no better file, and were not taken'}")
+        return other if gain > 0 else best
+
+    def encode(self, log_price: float, measure: bool = False, ratios: bool = False) -> _Trial:
+        """One encoding at log2 lambda (of shared values: at minus their bits/weight); `measure`: with its snr;
+        `ratios`: with those."""
         if self.journal is None:
-            return self._encode(log_price, measure)
+            return self._encode(log_price, measure, ratios)
         number, self.number = self.number, self.number + 1
         found = self.journal.trial(number, float(log_price))
         chooser = self.plan.chooser
@@ -198,18 +222,22 @@ class Job:
             record, data = found
             chooser.recall(record["known"], record["books"])
             self.corrected, self.notes = record["corrected"], list(record["notes"])
-            return _Trial(Written(data, record["weight_bytes"]), record["snr"], record["price"], record["decisions"])
-        trial = self._encode(log_price, measure, self.journal.layers(number))
+            return _Trial(Written(data, record["weight_bytes"]), record["snr"], record["price"], record["decisions"],
+                          record["ratios"])
+        # Layers that are taken from the journal do not say what they were to be.
+        trial = self._encode(log_price, measure, ratios, None if ratios else self.journal.layers(number))
         known, books = chooser.memory()
         self.journal.finish(number, {
             "log_price": float(log_price), "known": known, "books": books, "corrected": self.corrected,
             "notes": self.notes, "weight_bytes": trial.written.weight_bytes, "snr": trial.snr, "price": trial.price,
-            "decisions": trial.decisions}, trial.written.data)
+            "decisions": trial.decisions, "ratios": trial.ratios}, trial.written.data)
         return trial
 
-    def _encode(self, log_price: float, measure: bool, layers: LayerJournal | None = None) -> _Trial:
+    def _encode(self, log_price: float, measure: bool, ratios: bool = False,
+                layers: LayerJournal | None = None) -> _Trial:
         snr = None
         encoding = self._begin(log_price)
+        originals = Originals(encoding) if ratios else None
         done = False
         failed = layers.fallback() if layers is not None and self.corrected else None
         if failed is not None:  # before the interruption, in this very trial
@@ -243,6 +271,9 @@ class Job:
         if snr is None and measure:
             snr = self._measure(written)
         trial = _trial(encoding, written, snr)
+        if originals is not None and self.corrected and self.model is not None and self.stage is not None:
+            with undisturbed(self.model), load(written.data, threads=self.threads) as file:
+                trial.ratios = measured_ratios(originals, file.read_all(), self.model, self.stage)
         if same:
             self.trials[same] = trial
         return trial

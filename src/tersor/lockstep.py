@@ -135,6 +135,8 @@ class _Lockstep(CallCounter):
         elif name not in self.weights:
             target = self._target(name, func, args, kwargs, x, z)
             self.weights[name] = self._to_torch(self.encoding.encode_layer(target), weight)
+            if self.encoding.targets is not None:
+                self.encoding.targets(target)
             self.plan.remember(target)
             self.encoding.note(name, self.generator)
         restored = self.weights[name]

@@ -54,6 +54,7 @@ class Plan:
     shared: list[str] = field(default_factory=list)  # of the layers: those of the codebook tool
     memory: dict[tuple[str, ...], dict[int, Clusters]] = field(default_factory=dict)  # see `shared.cluster`
     factors: dict[str, dict[str, Any]] = field(default_factory=dict)  # see `remember`
+    trust: Mapping[str, float] = field(default_factory=dict)  # see `reweigh`
     chooser: Chooser = field(init=False)
     notes: list[str] = field(init=False)  # for the user
     _lock: Any = field(default_factory=Lock, init=False)  # of `factors`
@@ -63,8 +64,7 @@ class Plan:
         weights = sum(inventory.tensors[layer.name].size for layer in inventory.layers)
         self.config, note = with_mode(self.config, weights)
         config, self.notes = self.config, [note] if note else []
-        self.chooser = Chooser(config, lambda: [self.target(name) for name in self.layers
-                                                if "kernels" in config.rivals(name)])
+        self.reweigh({})
         config.check_patterns(name for name, array in inventory.tensors.items() if array.ndim >= 2)
         for layer in inventory.layers:
             array = inventory.tensors[layer.name]
@@ -104,6 +104,18 @@ class Plan:
             if sequence[first : first + 4] != list(bn.names):
                 del self.batchnorms[bn.prefix]
 
+    def reweigh(self, trust: Mapping[str, float]) -> None:
+        """Factors on the layers' distortions beside those of the user; what was learnt with others is forgotten."""
+        self.trust = trust
+        self.factors.clear()
+        config = self.config
+        self.chooser = Chooser(config, lambda: [self.target(name) for name in self.layers
+                                                if "kernels" in config.rivals(name)])
+
+    def weight(self, name: str) -> float:
+        """Factor on a layer's distortion."""
+        return self.config.layer(name).weight * self.trust.get(name, 1.0)
+
     def bias_of(self, name: str) -> str | None:
         """The key of a layer's own bias, where it is quantised and can take up a mean error."""
         bias = self.layers[name].bias
@@ -119,7 +131,7 @@ class Plan:
         corrected: mean errors (and scales) are made up for by a bias or BatchNorm where there is one.
         """
         layer, tensor = self.layers[name], self.inventory.tensors[name]
-        weight = self.config.layer(name).weight
+        weight = self.weight(name)
         measured = self.statistics.layers.get(name) if self.statistics else None
         if measured is None:
             sensitivity = self.sensitivity(name)
@@ -161,7 +173,7 @@ class Plan:
             return None
         measured = self.statistics.layers.get(name)
         if measured is not None:
-            return np.full(1, mean_sensitivity(measured) * self.config.layer(name).weight)
+            return np.full(1, mean_sensitivity(measured) * self.weight(name))
         return self.statistics.vector_sensitivity.get(name)
 
     @cached_property

@@ -8,6 +8,7 @@ from typing import get_args, get_type_hints
 from ..config import (
     DEFAULT_EFFORT,
     MAX_EFFORT,
+    MEASURED_EFFORT,
     MIN_EFFORT,
     MODES,
     RIVALS,
@@ -33,6 +34,9 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
                         help=f"{MIN_EFFORT} to {MAX_EFFORT}: time for bytes (default: %(default)s)")
     parser.add_argument("--no-trellis", action="store_true",
                         help="no dependent quantization at any effort: for files that are to be trained")
+    parser.add_argument("--measured", action="store_true", default=None,
+                        help="measure at the network's output what the errors of each layer do, and weigh layers by "
+                             f"that where it makes a better file (from effort {MEASURED_EFFORT} on; needs --data)")
     parser.add_argument("--keep-exact", action="store_true",
                         help="keep every tensor that is no weight matrix bit for bit")
     parser.add_argument("--digest", action="store_true",
@@ -90,6 +94,7 @@ def encoder_config(options: argparse.Namespace) -> Config:
     bits = KernelConfig.value_bits if options.kernel_bits is None else options.kernel_bits
     mode = options.mode or ("small" if options.decode_budget is None else "auto")
     return Config(tools=options.tool, mode=mode, decode_budget=options.decode_budget, effort=options.effort,
-                  trellis=False if options.no_trellis else None, keep_exact=options.keep_exact,
-                  digest=options.digest, layers=layers, codebook=CodebookConfig(**chosen), transform=transform,
+                  trellis=False if options.no_trellis else None, measured=options.measured,
+                  keep_exact=options.keep_exact, digest=options.digest, layers=layers,
+                  codebook=CodebookConfig(**chosen), transform=transform,
                   kernels=KernelConfig(size=options.kernels, value_bits=bits))
