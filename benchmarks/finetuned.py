@@ -60,22 +60,23 @@ ROUNDS = {"vgg16_bn_full": 2}
 HEAD = """# Fine-tuned
 
 Networks on CIFAR-10 (LeNet-5: MNIST), compressed at the default effort with {calibration} calibration images (those
-of full width: 256); the same files after label-free recovery on {recovery} of these; and files of the same bytes
-after fine-tuning. Bytes are those of whole files, which are restored into networks of random weights before they are
-measured. *No loss*: the 95% interval of the paired difference in top-1 to the fp32 network includes 0 (Agresti and
-Min). *1 point*: its mean is at most 1. Both are the smallest file of the rates that were tried (below): a finer
-ladder finds smaller ones. No setting was chosen on test images; the rates of the ladder were, after a look at what
-untrained files lose on them. An interval that includes 0 may be wide: 1,017 test images of the data folder tell a loss
-of a point or two from none only now and then, 10,000 JPEG copies half a point. The rows of VGG-16 are of an encoder
-before its metrics were shrunk, the others of one whose second walk takes all calibration images.
+of full width: 256, ResNet-20 and -32: 3,000); the same files after label-free recovery on {recovery} of these; and
+files of the same bytes after fine-tuning. Bytes are those of whole files, which are restored into networks of
+random weights before they are measured. *No loss*: the 95% interval of the paired difference in top-1 to the fp32
+network includes 0 (Agresti and Min). *1 point*: its mean is at most 1. Both are the smallest file of the rates
+that were tried (below): a finer ladder finds smaller ones. No setting was chosen on test images; the rates of the
+ladder were, after a look at what untrained files lose on them. An interval that includes 0 may be wide: 1,017 test
+images of the data folder tell a loss of a point or two from none only now and then, 10,000 JPEG copies half a
+point. The rows of VGG-16 are of an encoder before its metrics were shrunk, the others of one whose second walk
+takes all calibration images.
 
 {recipe}
 """
 RECIPE = """Fine-tuning: {steps} batches (or as many as the table says) of {batch} crops and mirror images of training
 images. Targets are the answers of the fp32 network; for the networks of examples/zoo, which were trained
 for few epochs and do not know all training images by heart, labels count for {labels:.0%} of the loss. For those of
-the data folder, of whose images there are few, half of the views are blends of two, and integers learn at a fifth of
-the rate.
+the data folder, of whose images there are few without loss, half of the views are JPEG copies of all training images,
+half of all are blends of two, and integers learn at a fifth of the rate.
 Training begins with a file of the same bytes without a trellis (`compress(..., trellis=False)`) and keeps
 its size; of the files on the way the one of the lowest loss on held-out training images (at most {judges})
 is taken."""

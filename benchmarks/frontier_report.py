@@ -228,23 +228,34 @@ def bytes_at_snr(cases: Iterable[dict[str, Any]], snr: float) -> float:
 
 def gaps(networks: dict[str, Any]) -> str:
     """Bits above the limits, overall and the range over layers."""
-    shown = {name: case["layers"] for name, entry in networks.items() for case in entry.get("gap", {}).values()}
+    shown = [(name, case) for name, entry in networks.items() for case in entry.get("gap", {}).values()]
     if not shown:
         return ""
     columns = ("bits/weight", "reverse water-filling", "gap", "scalar bound", "gap to it", "gap of layers: smallest",
-               "median", "largest")  # fmt: skip
-    lines = ["## Distance to the limit at 2 bits/weight\n",
+               "median", "largest", "KL", "least bytes over NNCodec's")  # fmt: skip
+    lines = ["## Distance to the limit\n",
              "`tersor inspect --limits`: for a Gaussian model of each layer's weights and the layer's own metric, the\n"
              "least bits/weight of any code at the distortion that was reached (reverse water-filling), and of ideal\n"
-             "entropy-coded scalar quantization. Layers of 2,048 weights and more.\n",
+             "entropy-coded scalar quantization. Layers of 2,048 weights and more. *Least bytes over NNCodec's*: what\n"
+             "the file would take if all layers were coded at the former limit, over NNCodec's best at equal KL.\n",
              row("network", *columns), "|---|" + "---:|" * len(columns)]  # fmt: skip
-    for name, layers in shown.items():
-        *parts, whole = layers
+    for name, case in shown:
+        *parts, whole = case["layers"]
         each = sorted(layer["bits"] - layer["shannon"] for layer in parts if layer["weights"] >= 2048)
         cells = (whole["bits"], whole["shannon"], whole["bits"] - whole["shannon"], whole["scalar"],
                  whole["bits"] - whole["scalar"], each[0], each[len(each) // 2], each[-1])  # fmt: skip
-        lines.append(row(TITLES[name], *(f"{value:.3f}" for value in cells)))
+        lines.append(row(TITLES[name], *(f"{value:.3f}" for value in cells), *least(networks[name], case)))
     return "\n".join(lines) + "\n"
+
+
+def least(entry: dict[str, Any], case: dict[str, Any]) -> tuple[str, str]:
+    """KL of a file whose distance to the limit is known, and its bytes at the limit over those of NNCodec."""
+    if "kl" not in case:
+        return "", ""
+    whole = case["layers"][-1]
+    size = case["bytes"] - (whole["bits"] - whole["shannon"]) * whole["weights"] / 8.0
+    other = size_at(curves(entry), CODECS[1], case["kl"])
+    return f"{case['kl']:.4f}", "out of range" if other is None else f"{size / other:.3f}"
 
 
 def times(networks: dict[str, Any]) -> str:

@@ -12,33 +12,35 @@ from tersor.tools.metric import oas  # noqa: E402
 M, N = 5, 24
 
 
-def half(rng: np.random.Generator, count: int, mix: np.ndarray, noise: float) -> Moments:
-    """Columns u, and u^ = mix u + noise."""
+def half(rng: np.random.Generator, count: int, mix: np.ndarray, noise: float, w: np.ndarray) -> Moments:
+    """Columns u, and u^ = mix u + noise, of a layer with weights w."""
     u = rng.standard_normal((1, N, count))
     v = mix @ u + noise * rng.standard_normal((1, N, count))
     sums = Moments.zeros(1, M, N)
     for part in np.array_split(np.arange(count), 3):
-        sums.add(torch.from_numpy(u[:, :, part]), torch.from_numpy(v[:, :, part]), None)
+        sums.add(torch.from_numpy(w[None]), torch.from_numpy(u[:, :, part]), torch.from_numpy(v[:, :, part]), None)
     return sums
 
 
-def test_moments_are_means_over_all_columns() -> None:
-    """Centred or not, in whatever chunks they came."""
+@pytest.mark.parametrize("wide", [1, 10_000])
+def test_moments_are_means_over_all_columns(monkeypatch: pytest.MonkeyPatch, wide: int) -> None:
+    """Centred or not, in whatever chunks they came, in stripes or whole."""
+    monkeypatch.setattr("tersor.tools.correction.WIDE", wide)
     rng = np.random.default_rng(0)
+    w = rng.standard_normal((2, M, N))
     u, v, s = (rng.standard_normal((2, size, 50)) + 1.0 for size in (N, N, M))
     sums = Moments.zeros(2, M, N)
     for part in (slice(0, 20), slice(20, 50)):
-        sums.add(*(torch.from_numpy(x[:, :, part]) for x in (u, v, s)))
-    h, c, r, count = sums.group(1, centred=False)
+        sums.add(torch.from_numpy(w), *(torch.from_numpy(x[:, :, part]) for x in (u, v, s)))
+    h, b, count = sums.group(1, centred=False)
+    t = w[1] @ u[1] - w[1] @ v[1] + s[1]
     assert count == 50
     np.testing.assert_allclose(h, v[1] @ v[1].T / 50)
-    np.testing.assert_allclose(c, u[1] @ v[1].T / 50)
-    np.testing.assert_allclose(r, s[1] @ v[1].T / 50)
-    h, c, r, _ = sums.group(1, centred=True)
-    both = np.cov(np.concatenate([u[1], v[1], s[1]]), bias=True)
-    np.testing.assert_allclose(h, both[N : 2 * N, N : 2 * N], atol=1e-12)
-    np.testing.assert_allclose(c, both[:N, N : 2 * N], atol=1e-12)
-    np.testing.assert_allclose(r, both[2 * N :, N : 2 * N], atol=1e-12)
+    np.testing.assert_allclose(b, t @ v[1].T / 50)
+    h, b, _ = sums.group(1, centred=True)
+    both = np.cov(np.concatenate([v[1], t]), bias=True)
+    np.testing.assert_allclose(h, both[:N, :N], atol=1e-12)
+    np.testing.assert_allclose(b, both[N:, :N], atol=1e-12)
 
 
 def test_a_known_distortion_of_the_inputs_is_undone() -> None:
@@ -46,7 +48,7 @@ def test_a_known_distortion_of_the_inputs_is_undone() -> None:
     rng = np.random.default_rng(1)
     mix = np.eye(N) + 0.1 * rng.standard_normal((N, N))
     w = rng.standard_normal((M, N))
-    found, _ = correction([half(rng, 20_000, mix, 0.0).group(0, False) for _ in range(2)], w, np.ones(M))
+    found, _ = correction([half(rng, 20_000, mix, 0.0, w).group(0, False) for _ in range(2)], np.ones(M))
     wanted = w @ np.linalg.inv(mix) - w
     assert np.linalg.norm(found - wanted) < 0.3 * np.linalg.norm(wanted)
 
@@ -58,9 +60,9 @@ def test_what_only_one_half_knows_is_not_followed() -> None:
     parts = []
     for sign in (1.0, -1.0):
         mix = np.eye(N) + sign * 0.3 * np.tri(N, k=-1) / N**0.5
-        parts.append(half(rng, 4000, mix, 0.0).group(0, False))
-    followed, _ = correction(parts, w, np.ones(M))
-    own, _ = correction(parts[:1], w, np.ones(M))
+        parts.append(half(rng, 4000, mix, 0.0, w).group(0, False))
+    followed, _ = correction(parts, np.ones(M))
+    own, _ = correction(parts[:1], np.ones(M))
     assert np.linalg.norm(followed) < 0.3 * np.linalg.norm(own)
 
 
@@ -73,8 +75,7 @@ def test_few_samples_are_damped_more() -> None:
         for seed in range(8):
             rng = np.random.default_rng(seed)
             mix = np.eye(N) + 0.05 * np.random.default_rng(9).standard_normal((N, N))
-            systems = [(h, w @ (c - h) + r) for h, c, r, _ in
-                       (half(rng, count, mix, 0.3).group(0, False) for _ in range(2))]
+            systems = [(h, b) for h, b, _ in (half(rng, count, mix, 0.3, w).group(0, False) for _ in range(2))]
             damping, factor = trust(systems, np.ones(M))
             assert damping in DAMPINGS and 0.0 <= factor <= 1.0
             found.append(np.log(damping) - np.log(max(factor, 1e-3)))
@@ -101,12 +102,12 @@ def test_one_image_and_dead_inputs() -> None:
     """No second half: the usual damping; inputs that are all zero: no change, nothing infinite."""
     rng = np.random.default_rng(5)
     w = rng.standard_normal((M, N))
-    part = half(rng, 100, np.eye(N), 0.1).group(0, False)
-    h, c, r, _ = part
-    expected = np.linalg.solve(h + ALONE * np.trace(h) / N * np.eye(N), (w @ (c - h) + r).T).T
-    np.testing.assert_allclose(correction([part], w, np.ones(M))[0], expected, rtol=1e-6, atol=1e-9)
-    dead = (np.zeros((N, N)), np.zeros((N, N)), np.zeros((M, N)), 10)
-    change, second = correction([dead, dead], w, np.ones(M))
+    part = half(rng, 100, np.eye(N), 0.1, w).group(0, False)
+    h, b, _ = part
+    expected = np.linalg.solve(h + ALONE * np.trace(h) / N * np.eye(N), b.T).T
+    np.testing.assert_allclose(correction([part], np.ones(M))[0], expected, rtol=1e-6, atol=1e-9)
+    dead = (np.zeros((N, N)), np.zeros((M, N)), 10)
+    change, second = correction([dead, dead], np.ones(M))
     assert not change.any() and not second.any()
 
 

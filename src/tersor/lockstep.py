@@ -190,7 +190,7 @@ class _Lockstep(CallCounter):
         for k in range(target.groups):
             g = np.asarray(target.G[k])
             cost = np.maximum(np.diag(g) if g.ndim == 2 else g, 0.0)
-            change, h = correction([part.group(k, self.plan.is_centred(name)) for part in halves], w[k], cost)
+            change, h = correction([part.group(k, self.plan.is_centred(name)) for part in halves], cost)
             w[k] += change
             if measured.coherent is None:
                 a[k] = h * measured.positions
@@ -218,6 +218,7 @@ class _Lockstep(CallCounter):
         """Of the images `part`."""
         groups, m, n = target.W.shape
         sums = Moments.zeros(groups, m, n)
+        weight = torch.from_numpy(target.W.astype(np.float32))
         middle = len(x) // 2
         columns = Columns(target, func, args, kwargs, self.generator, middle)
         chunk = max(1, PATCHES // max(1, columns.bytes_per_image(x, z)))
@@ -226,7 +227,7 @@ class _Lockstep(CallCounter):
             u, v, s = columns.of(x[start:stop], x[middle + start : middle + stop], z[start:stop],
                                  None if shortcut is None else shortcut[start:stop])
             # Half precision would overflow.
-            sums.add(u.float(), v.float(), None if s is None else s.float())
+            sums.add(weight, u.float(), v.float(), None if s is None else s.float())
         return sums
 
     # ---- BatchNorm -------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,19 +31,21 @@ ALONE = 0.3
 WIDE = 1024
 """From so many inputs on the dampings are compared in single precision, twice as quick; the target itself never is."""
 
-Pair = tuple[Matrix, Matrix, Matrix, int]
-"""H, C = E[u u^^T] float64 [n, n], R = E[(s - s^) u^^T] [m, n], and the number of positions."""
+STRIPES = 4
+"""Parts of the rows of H, of which none is computed twice: H is symmetric."""
+
+Pair = tuple[Matrix, Matrix, int]
+"""H float64 [n, n], B [m, n], and the number of positions."""
 
 
 @dataclass
 class Moments:
-    """Sums over positions, per group: u^ u^^T, u u^^T [groups, n, n], (s - s^) u^^T [groups, m, n], and of u, u^,
-    s - s^ themselves."""
+    """Sums over positions, per group, with t = W u - W u^ + s - s^, what the layer's output lacks: of u^ u^^T
+    [groups, n, n], t u^^T [groups, m, n], u^ and t themselves; float64."""
 
     second: Tensor
-    cross: Tensor
-    shortcut: Tensor
-    sums: tuple[Tensor, Tensor, Tensor]
+    lacking: Tensor
+    sums: tuple[Tensor, Tensor]
     count: int = 0
 
     @staticmethod
@@ -52,45 +53,55 @@ class Moments:
         def of(*shape: int) -> Tensor:
             return torch.zeros(groups, *shape, dtype=torch.float64)
 
-        return Moments(of(n, n), of(n, n), of(m, n), (of(n), of(n), of(m)))
+        return Moments(of(n, n), of(m, n), (of(n), of(m)))
 
-    def add(self, u: Tensor, v: Tensor, s: Tensor | None) -> None:
-        """Columns u, u^ [groups, n, count] and s - s^ [groups, m, count]."""
-        sums = [(v, self.second, self.sums[1]), (u, self.cross, self.sums[0])]
-        sums += [(s, self.shortcut, self.sums[2])] if s is not None else []
-        products = in_order(partial(_product, v), [left for left, _, _ in sums])
-        for (_, product, total), (one, other) in zip(sums, products, strict=True):
-            product += one.double()
-            total += other.double()
+    def add(self, w: Tensor, u: Tensor, v: Tensor, s: Tensor | None) -> None:
+        """Weights w [groups, m, n], columns u, u^ [groups, n, count] and s - s^ [groups, m, count]."""
+        t = w @ (u - v)
+        if s is not None:
+            t += s
+        n = v.shape[1]
+        height = n if n < WIDE else -(-n // STRIPES)
+        stripes = [slice(first, min(first + height, n)) for first in range(0, n, height)]
+        work = [(v[:, rows], v[:, rows.start :]) for rows in stripes]
+        *products, lacking = in_order(_product, [*work, (t, v)])
+        for rows, product in zip(stripes, products, strict=True):
+            self.second[:, rows, rows.start :] += product.double()
+        self.lacking += lacking.double()
+        for total, part in zip(self.sums, (v, t), strict=True):
+            total += part.sum(2).double()
         self.count += u.shape[2]
 
     def group(self, k: int, centred: bool) -> Pair:
         """Means of one group; centred where a bias or BatchNorm makes up for a mean error."""
         count = max(self.count, 1)
-        h, c, r = (part[k].numpy() / count for part in (self.second, self.cross, self.shortcut))
+        h, b = (part[k].numpy() / count for part in (self.second, self.lacking))
+        h = np.triu(h)
+        h = h + np.triu(h, 1).T
         if centred:
-            mean, mean_hat, mean_r = (part[k].numpy() / count for part in self.sums)
-            h, c, r = h - np.outer(mean_hat, mean_hat), c - np.outer(mean, mean_hat), r - np.outer(mean_r, mean_hat)
-        return (h + h.T) / 2, c, r, self.count
+            mean_hat, mean_t = (part[k].numpy() / count for part in self.sums)
+            h, b = h - np.outer(mean_hat, mean_hat), b - np.outer(mean_t, mean_hat)
+        return h, b, self.count
 
 
-def _product(right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-    """left right^T [groups, n or m, n], and the sums of left's rows."""
-    return left @ right.mT, left.sum(2)
+def _product(pair: tuple[Tensor, Tensor]) -> Tensor:
+    """left right^T per group."""
+    left, right = pair
+    return left @ right.mT
 
 
-def correction(halves: Sequence[Pair], w: Matrix, cost: Matrix) -> tuple[Matrix, Matrix]:
-    """W_d float64 [m, n] of a group's weights w [m, n], and H of all images.
+def correction(halves: Sequence[Pair], cost: Matrix) -> tuple[Matrix, Matrix]:
+    """W_d float64 [m, n] of a group, and H of all images.
 
     halves: moments of the images, in one part or two. cost: [m], what an error of each output costs.
     """
-    systems = [(h, w @ (c - h) + r) for h, c, r, _ in halves]
+    systems = [(h, b) for h, b, _ in halves]
     counts = np.array([count for *_, count in halves], dtype=np.float64)
     share = counts / max(counts.sum(), 1.0)
     h, b = (sum(f * part for f, part in zip(share, parts, strict=True)) for parts in zip(*systems, strict=True))
     damping, factor = trust(systems, cost) if len(systems) == 2 else (ALONE, 1.0)
     found = _solve(h, b, damping) if factor > 0 else None
-    return np.zeros_like(w) if found is None else factor * found, np.asarray(h)
+    return np.zeros_like(b) if found is None else factor * found, np.asarray(h)
 
 
 def trust(systems: Sequence[tuple[Matrix, Matrix]], cost: Matrix) -> tuple[float, float]:
