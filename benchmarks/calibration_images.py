@@ -2,7 +2,7 @@
 
     python benchmarks/calibration_images.py
 
-ResNet-20 at 1.6 and 2.4 bits/weight, from 80 to 1,280 training images; all of them serve the second walk as well.
+ResNet-20 at 1.3, 1.6 and 2.4 bits/weight, from 80 to 3,000 training images; all of them serve the second walk as well.
 Writes benchmarks/results/calibration_images.json and docs/calibration_images.md. Cases are kept as they are measured.
 """
 
@@ -16,8 +16,8 @@ from frontier_networks import Network, network
 
 import tersor
 
-IMAGES = (80, 320, 1280)
-BITS = (1.6, 2.4)
+IMAGES = (80, 320, 1280, 3000)
+BITS = (1.3, 1.6, 2.4)
 CASES = Cases([f"{count} images" for count in IMAGES], RESULTS / "calibration_images.json",
               ROOT / "docs" / "calibration_images.md")
 
