@@ -219,6 +219,21 @@ def test_the_price_follows_the_size():
     assert again == ramp
 
 
+def test_the_price_begins_at_what_compression_has_cost(monkeypatch):
+    """A loss that the original network has as well is worth no bits."""
+    seen = []
+    begin = Pricing.begin
+    monkeypatch.setattr(Pricing, "begin", lambda self, loss, weights: (seen.append(loss), begin(self, loss, weights)))
+    file, model, file_loss = student(), build("residual"), 0.0
+    with torch.no_grad():
+        answers = [(x, model(x)) for x in BATCHES]
+    for offset in (0.0, 3.0, 1e6):
+        added = offset * file_loss
+        tersor.finetune(file, model, answers, steps=1, loss=lambda y, x, added=added: F.mse_loss(y, x) + added)
+        file_loss = seen[0]
+    assert seen[1] == pytest.approx(seen[0], rel=1e-3) and seen[2] == pytest.approx(0.02e6 * seen[0], rel=1e-3)
+
+
 @pytest.mark.parametrize(("haste", "force"), [(0.05, 60.0), (0.02, 60.0), (0.1, 200.0)])
 def test_a_price_that_acts_late_does_not_swing(haste, force):
     """Integers as a price finds them: each must first move through its step. Ten percent of the bits have to go."""

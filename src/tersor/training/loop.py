@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ..adapters.calls import undisturbed
 from ..bitstream.atomic import atomic_write
 from ..errors import ConfigError, TargetError
 from ..packed import Packed
@@ -37,6 +38,8 @@ STEERED = 40
 SLACK = 16
 """Bytes that a file with codebooks may grow by, unless its size is given: how their values and small tensors are coded
 cannot be foretold to a byte, and they have no integers that could be rounded away to make up for it."""
+LEAST = 0.02
+"""Share of the first loss that the price of a bit begins with at least."""
 LOOKS = 10
 """How often the file is written and judged, if `every` does not say."""
 
@@ -103,15 +106,15 @@ class _Job:
                  progress: Callable[[str], None] | None, lean: float) -> None:
         self.packed, self.own_loss, self.autocast, self.progress = packed, loss, autocast, progress
         self.seed = seed
-        self.mode = model.training
+        self.model, self.mode = model, model.training
         self.trainable = Trainable(packed, model, lean=lean)
         self.teacher = copy.deepcopy(model).eval().requires_grad_(False) if loss is None else None
 
-    def loss(self, batch: Any) -> Tensor:
-        """Of the trained network on a batch; differentiable."""
+    def loss(self, batch: Any, network: nn.Module | None = None) -> Tensor:
+        """Of the trained network, or another, on a batch; differentiable."""
         inputs, targets = losses.split(batch, self.own_loss is not None)
         with losses.autocast(self.autocast, inputs):
-            outputs = losses.call(self.trainable, inputs)
+            outputs = losses.call(network or self.trainable, inputs)
             if self.own_loss is not None:
                 return self.own_loss(outputs, targets)
             assert self.teacher is not None
@@ -123,11 +126,23 @@ class _Job:
     def judged(self, batches: Sequence[Any]) -> float:
         """Mean loss of the network as the file restores it (settled), in eval mode."""
         self.trainable.eval()
+        found = self._mean(batches)
+        self.trainable.train(self.mode)
+        return found
+
+    @torch.no_grad()
+    def floor(self, batches: Sequence[Any]) -> float:
+        """The same of the original network: what no file is asked to fall below. 0 for the distance from it."""
+        if self.own_loss is None:
+            return 0.0
+        with undisturbed(self.model):
+            return self._mean(batches, self.model)
+
+    def _mean(self, batches: Sequence[Any], network: nn.Module | None = None) -> float:
         total, count = 0.0, 0
         for batch in batches:
             number = losses.count_of(losses.split(batch, False)[0])
-            total, count = total + number * float(self.loss(batch)), count + number
-        self.trainable.train(self.mode)
+            total, count = total + number * float(self.loss(batch, network)), count + number
         return total / max(count, 1)
 
 
@@ -166,7 +181,8 @@ class _Run:
         self.weights = sum(matrix.latents.numel() for matrix in trainable.matrices())
         self.pricing.measured(packed.size, trainable.fit())
         self.first_loss = self.job.judged(self.judges)
-        self.pricing.begin(self.first_loss, self.weights)
+        # What labels cost the original network as well buys no bits.
+        self.pricing.begin(max(self.first_loss - self.job.floor(self.judges), LEAST * self.first_loss), self.weights)
         self.smallest = packed.size
         if packed.size <= self.pricing.limit:
             self.best, self.best_loss = packed, self.first_loss
