@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .adapters.calls import LAYER_CALLS, argument, names_by_id, undisturbed
+from .adapters.calls import LAYER_CALLS, argument, first_floating, names_by_id, undisturbed
 from .adapters.lockstep import CallCounter, Recipe
 from .adapters.module import to_torch
 from .columns import PATCHES, Columns
 from .encoding import Encoding, rescale
 from .plan import affine_of
-from .stage import Mismatch, Stage, first_tensor, map_samples
+from .stage import Mismatch, Stage, map_samples
 from .threads import in_order
 from .tools.correction import Moments, correction
 from .tools.target import LayerTarget
@@ -59,7 +59,7 @@ def lockstep_walk(encoding: Encoding, model: nn.Module, stage: Stage) -> Tensor 
                 output = model(**doubled) if isinstance(doubled, dict) else model(doubled)
         except RuntimeError as error:
             raise Mismatch(f"the network cannot be run on two networks' samples at once ({error})") from error
-    y = first_tensor(output)
+    y = first_floating(output)
     if y is None or len(y) != 2 * half or walk.calls != walk.graph.calls:
         raise Mismatch("the network took another way than when it was calibrated")
     y = y.double()

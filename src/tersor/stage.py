@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adapters.calls import undisturbed
+from .adapters.calls import first_floating, undisturbed
 from .adapters.inventory import Inventory
 from .adapters.lockstep import Recipe
 from .adapters.module import to_torch
@@ -100,7 +100,7 @@ def forward(model: nn.Module, samples: Samples, batch: int = 64) -> Tensor:
     with torch.no_grad():
         for start in range(0, total, batch):
             part = map_samples(samples, lambda t, start=start: t[start : start + batch])  # type: ignore[misc]
-            y = first_tensor(model(**part) if isinstance(part, dict) else model(part))
+            y = first_floating(model(**part) if isinstance(part, dict) else model(part))
             if y is None:
                 raise Mismatch("the model returns no tensor")
             outputs.append(y.double())
@@ -118,14 +118,6 @@ class _Widest(torch.overrides.TorchFunctionMode):
         if isinstance(result, Tensor):
             self.nbytes = max(self.nbytes, result.numel() * result.element_size())
         return result
-
-
-def first_tensor(output: Any) -> Tensor | None:
-    """The first floating tensor of what a model returns."""
-    if isinstance(output, Tensor):
-        return output if output.is_floating_point() else None
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
 
 
 def _widest(model: nn.Module, one: Samples) -> int:

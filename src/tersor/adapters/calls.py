@@ -45,6 +45,11 @@ def tensors_in(value: object) -> Iterator[Tensor]:
         yield from tensors_in(list(vars(value).values()))
 
 
+def first_floating(value: object) -> Tensor | None:
+    """The first floating tensor of what a model returns."""
+    return next((tensor for tensor in tensors_in(value) if tensor.is_floating_point()), None)
+
+
 def names_by_id(model: nn.Module, inventory: Inventory) -> dict[int, str]:
     """id(tensor object) -> its name in the inventory (that of the first, for tied weights)."""
     named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..adapters.calls import tensors_in
+from ..adapters.calls import first_floating, tensors_in
 from ..errors import ConfigError
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
@@ -50,7 +50,7 @@ def distillation(outputs: Any, answers: Any) -> Tensor:
 
 def logits_of(outputs: Any) -> Tensor:
     """The first floating tensor of what a model returns."""
-    found = next((tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()), None)
+    found = first_floating(outputs)
     if found is None or found.ndim < 2 or found.shape[-1] < 2:
         raise ConfigError("without loss= the model must return logits [samples, ..., classes]; give loss= otherwise")
     return found
