@@ -98,6 +98,22 @@ def test_costs_decide_whose_error_counts() -> None:
     assert trust(systems, np.array([1.0, 1.0]))[1] == 0.0
 
 
+def test_some_rows_of_a_wide_layer_tell_what_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The damping is the same, the factor nearly."""
+    rng = np.random.default_rng(7)
+    w = rng.standard_normal((400, N))
+    mix = np.eye(N) + 0.1 * rng.standard_normal((N, N))
+    systems = []
+    for _ in range(2):
+        u = rng.standard_normal((N, 300))
+        v = mix @ u + 0.3 * rng.standard_normal((N, 300))
+        systems.append((v @ v.T / 300, w @ (u - v) @ v.T / 300))
+    damping, factor = trust(systems, np.ones(400))
+    monkeypatch.setattr("tersor.tools.correction.WIDE", N)
+    some, near = trust(systems, np.ones(400))
+    assert some == damping and near == pytest.approx(factor, rel=0.03)
+
+
 def test_one_image_and_dead_inputs() -> None:
     """No second half: the usual damping; inputs that are all zero: no change, nothing infinite."""
     rng = np.random.default_rng(5)

@@ -5,7 +5,7 @@ through what a decoder will restore. When a layer is reached, its input u in the
 the partly compressed one are both there, so the layer is quantised *then*, towards the target that makes up for the
 errors of all layers before it (docs/theory.md):
 
-    H = E[u^ u^^T], C = E[u u^^T] (centred):   W_t = W + W (C - H) (H + damping)^-1 + E[s - s^] u^^T H^-1 / gamma
+    H = E[u^ u^^T] (centred):   W_t = W + E[(W u - W u^ + (s - s^) / gamma) u^^T] (H + damping)^-1
 
 with the shortcut s of a residual branch and the gain gamma of its BatchNorm. Its BatchNorm or bias follows in closed
 form. One forward pass encodes the whole network, however deep. (GPTQ's and CERWU's sequential targets, in one pass.)

@@ -31,6 +31,9 @@ ALONE = 0.3
 WIDE = 1024
 """From so many inputs on the dampings are compared in single precision, twice as quick; the target itself never is."""
 
+JUDGED = 96
+"""Rows of wide layers that dampings are compared on, evenly spread: all of them would take as long as the
+factorisations."""
 STRIPES = 4
 """Parts of the rows of H, of which none is computed twice: H is symmetric."""
 
@@ -111,8 +114,11 @@ def trust(systems: Sequence[tuple[Matrix, Matrix]], cost: Matrix) -> tuple[float
     with a factor f on it, f times the first and f^2 times the second. What it takes off rises and falls once over the
     dampings: they are climbed from the middle one, as each takes two factorisations.
     """
-    kind = np.float32 if len(systems[0][0]) >= WIDE else np.float64
-    halves = [(h.astype(kind), b.astype(kind)) for h, b in systems]
+    wide, m = len(systems[0][0]) >= WIDE, len(cost)
+    kind = np.float32 if wide else np.float64
+    rows = np.linspace(0, m - 1, JUDGED).astype(int) if wide and m > JUDGED else np.arange(m)
+    halves = [(h.astype(kind), b[rows].astype(kind)) for h, b in systems]
+    weights = cost[rows].astype(kind)
     found: dict[int, tuple[float, float]] = {}
 
     def gain(i: int) -> float:
@@ -120,7 +126,7 @@ def trust(systems: Sequence[tuple[Matrix, Matrix]], cost: Matrix) -> tuple[float
         if not 0 <= i < len(DAMPINGS):
             return -1.0
         if i not in found:
-            linear, square = _explained(halves, cost.astype(kind), DAMPINGS[i])
+            linear, square = _explained(halves, weights, DAMPINGS[i])
             factor = min(max(linear / square, 0.0), 1.0) if square > 0 else 0.0
             found[i] = 2 * factor * linear - factor**2 * square, factor
         return found[i][0]
