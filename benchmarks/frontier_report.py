@@ -38,9 +38,9 @@ NNCodec is 2.1.3 of the package index in its best setting (dependent quantizatio
 "DeepCABAC-style" is the same without dependent quantization, that is, rate-distortion-optimised quantization and CABAC.
 Round-to-nearest (RTN) is charged its ideal entropy, tables free. Every codec is
 measured at about as many rates, and its curve is of those that no other beats in both bytes and KL. Cases are kept as
-they are measured, at several revisions of the encoder: those of LeNet-5, at effort 9 and of SqueezeNet with 256 images
-are from before metrics were shrunk and the second walk cross-validated; those of SqueezeNet with 744 are from before
-the second walk took more than 320 images.
+they are measured, at several revisions of the encoder: those at effort 9 are from before metrics were shrunk, the
+second walk cross-validated and layers' errors measured; those of the ResNets from before a calibration image counted
+for three samples in the shrinking, which matters where images are few.
 """
 
 
