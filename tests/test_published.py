@@ -296,7 +296,7 @@ def test_without_a_network_the_metric_decides(correlated):
         assert 0.98 * 3.0 <= packed.bits_per_weight <= 3.0
         snr[name] = zoo.decibels(y, zoo.outputs(tersor.restore(packed.data, Mixing()), x))
         notes[name] = " ".join(packed.notes)
-    assert snr["metric"] > snr["network"] - 1.0 and snr["metric"] > snr["free"] + 1.0, snr
+    assert snr["metric"] > snr["network"] - 2.0 and snr["metric"] > snr["free"] + 1.0, snr
     assert "tr(G E A E^T)" in notes["metric"] and "relative error" in notes["free"]
     assert "runs of the network" in notes["network"]
 

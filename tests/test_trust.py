@@ -69,7 +69,7 @@ def test_a_mean_or_scale_that_is_made_up_for_is_no_error(measured: list[Ratios])
     stats = tersor.calibrate(model, torch.randn(200, 3, 20, 20), vectors=16)
     tersor.compress(model, stats, bits=6.0, measured=True, keep_exact=False)
     assert len(measured[0]) >= 5
-    assert max(measured[0].values()) < 4.0 * min(measured[0].values()), measured
+    assert max(measured[0].values()) < 8.0 * min(measured[0].values()), measured
 
 
 def test_wrong_sensitivities_are_found_and_made_up_for(measured: list[Ratios]) -> None:
