@@ -232,6 +232,9 @@ def test_the_price_begins_at_what_compression_has_cost(monkeypatch):
         tersor.finetune(file, model, answers, steps=1, loss=lambda y, x, added=added: F.mse_loss(y, x) + added)
         file_loss = seen[0]
     assert seen[1] == pytest.approx(seen[0], rel=1e-3) and seen[2] == pytest.approx(0.02e6 * seen[0], rel=1e-3)
+    with pytest.raises(TargetError):  # a file that is to shrink needs a price at once
+        tersor.finetune(file, model, answers, steps=1, size=100, loss=lambda y, x: F.mse_loss(y, x) + 3.0 * file_loss)
+    assert seen[3] == pytest.approx(4.0 * seen[0], rel=1e-3)
 
 
 @pytest.mark.parametrize(("haste", "force"), [(0.05, 60.0), (0.02, 60.0), (0.1, 200.0)])

@@ -181,8 +181,9 @@ class _Run:
         self.weights = sum(matrix.latents.numel() for matrix in trainable.matrices())
         self.pricing.measured(packed.size, trainable.fit())
         self.first_loss = self.job.judged(self.judges)
-        # What labels cost the original network as well buys no bits.
-        self.pricing.begin(max(self.first_loss - self.job.floor(self.judges), LEAST * self.first_loss), self.weights)
+        # What labels cost the original network as well buys no bits. A file that is to shrink needs a price at once.
+        floor = self.job.floor(self.judges) if packed.size <= self.pricing.limit else 0.0
+        self.pricing.begin(max(self.first_loss - floor, LEAST * self.first_loss), self.weights)
         self.smallest = packed.size
         if packed.size <= self.pricing.limit:
             self.best, self.best_loss = packed, self.first_loss
