@@ -19,7 +19,7 @@ from .statistics import Statistics
 
 QUICK_EFFORT = 3
 """Error feedback on the statistics as measured: no trellis, no walk through the network."""
-GAIN = {4: 0.8, 5: 3.3, 6: 4.4, 7: 4.4, 8: 4.5, 9: 4.8}
+GAIN = {4: 1.7, 5: 2.8, 6: 3.7, 7: 4.1, 8: 4.2, 9: 4.2}
 """dB that an effort gains over QUICK_EFFORT at equal bytes, where the network and samples are there for the second
 walk: ResNet-20, on the calibration samples (benchmarks/effort.py)."""
 DECIBELS_PER_OCTAVE = 10.0 * math.log10(2.0)
