@@ -61,15 +61,15 @@ own accord. (VGG-16 of a quarter of the channels at 0.4 bits/weight: 3% of them,
 HEAD = """# Fine-tuned
 
 Networks on CIFAR-10 (LeNet-5: MNIST), compressed at the default effort with {calibration} calibration images (those
-of full width: 256, ResNet-20 and -32: 3,000); the same files after label-free recovery on {recovery} of these; and
-files of the same bytes after fine-tuning. Bytes are those of whole files, which are restored into networks of
-random weights before they are measured. *No loss*: the 95% interval of the paired difference in top-1 to the fp32
-network includes 0 (Agresti and Min). *1 point*: its mean is at most 1. Both are the smallest file of the rates
-that were tried (below): a finer ladder finds smaller ones. No setting was chosen on test images; the rates of the
-ladder were, after a look at what untrained files lose on them. An interval that includes 0 may be wide: 1,017 test
-images of the data folder tell a loss of a point or two from none only now and then, 10,000 JPEG copies half a
-point. The rows of VGG-16 are of an encoder before its metrics were shrunk, the others of one whose second walk
-takes all calibration images.
+of full width: 256, ResNet-32: 3,000); the same files after label-free recovery on {recovery} of these; and files of
+the same bytes after fine-tuning. Bytes are those of whole files, which are restored into networks of random weights
+before they are measured. *No loss*: the 95% interval of the paired difference in top-1 to the fp32 network includes 0
+(Agresti and Min). *1 point*: its mean is at most 1. Both are the smallest file of the rates that were tried (below):
+a finer ladder finds smaller ones. No setting was chosen on test images; the rates of the ladder were, after a look at
+what untrained files lose on them. An interval that includes 0 may be wide: 1,017 test images of the data folder tell
+a loss of a point or two from none only now and then, 10,000 JPEG copies half a point. The rows of the narrow VGG-16
+are of an encoder before its metrics were shrunk, the others of one whose second walk takes all calibration images;
+those of ResNet-20 were calibrated on 640 images, and tuned without JPEG copies.
 
 {recipe}
 """

@@ -215,18 +215,19 @@ def gaps(bench: Bench, bits: float) -> dict[str, Any]:
 
 def seconds(bench: Bench, mode: str) -> dict[str, Any]:
     """CPU seconds of calibration and encoding, and weights per second of decoding, at 3 bits/weight."""
-    tested = bench.network
+    tested, clock = bench.network, time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         found, calibration = tested.statistics(Path(folder), TIMED if tested.images.shape[-1] > 64 else 320)
     start = time.process_time()
     packed = tersor.compress(tested.model, found, bits=3.0, mode=mode)
-    encode = time.process_time() - start
+    encode, clock = time.process_time() - start, time.monotonic() - clock
     rates = []
     for _ in range(5):
         start = time.process_time()
         tersor.load(packed.data, threads=1).read_all()
         rates.append(tested.parameters / (time.process_time() - start))
     return {"calibrate_cpu_seconds": calibration, "encode_cpu_seconds": encode, "bytes": packed.size,
+            "wall_seconds": round(clock, 1), "threads": torch.get_num_threads(),
             "decode_weights_per_second": max(rates)}  # fmt: skip
 
 

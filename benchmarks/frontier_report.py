@@ -263,13 +263,15 @@ def times(networks: dict[str, Any]) -> str:
     shown = {name: entry["time"] for name, entry in networks.items() if entry.get("time")}
     if not shown:
         return ""
-    columns = ("calibration, s", "encoding, s", "together, s", "decoding, million weights/s")
-    lines = ["## Time\n", "CPU seconds of one core, at 3 bits/weight and the default effort.\n",
+    columns = ("threads", "calibration, CPU s", "encoding, CPU s", "together, CPU s", "by the clock, s",
+               "decoding, million weights/s")  # fmt: skip
+    lines = ["## Time\n", "At 3 bits/weight and the default effort; decoding on one core.\n",
              row("network", "mode", *columns), "|---|---|" + "---:|" * len(columns)]  # fmt: skip
     for name, modes in shown.items():
         for mode, case in modes.items():
             first, second = case["calibrate_cpu_seconds"], case["encode_cpu_seconds"]
-            cells = (f"{first:.0f}", f"{second:.0f}", f"{first + second:.0f}",
+            cells = (str(case.get("threads", 1)), f"{first:.0f}", f"{second:.0f}", f"{first + second:.0f}",
+                     f"{case['wall_seconds']:.0f}" if "wall_seconds" in case else "",
                      f"{case['decode_weights_per_second'] / 1e6:.0f}")  # fmt: skip
             lines.append(row(TITLES[name], mode, *cells))
     return "\n".join(lines) + "\n"
