@@ -78,9 +78,9 @@ images. Targets are the answers of the fp32 network; for the networks of example
 for few epochs and do not know all training images by heart, labels count for {labels:.0%} of the loss. For those of
 the data folder, of whose images there are few without loss, half of the views are JPEG copies of all training images,
 half of all are blends of two, and integers learn at a fifth of the rate.
-Training begins with a file of the same bytes without a trellis (`compress(..., trellis=False)`) and keeps
-its size (that of VGG-16 of full width begins with 4% more, and shrinks); of the files on the way the one of the lowest loss on held-out training images (at most {judges})
-is taken."""
+Training begins with a file of the same bytes without a trellis (`compress(..., trellis=False)`) and keeps its size
+(that of VGG-16 of full width begins with 4% more, and shrinks); of the files on the way the one of the lowest loss
+on held-out training images (at most {judges}) is taken."""
 NOTE = """The first four are what `tersor.compress` does by itself, by its effort. Distillation on the calibration
 samples (`tersor.training.recovery.recover`, 100 batches of 64 views) is not part of it: 320 images judge it better than
 others do. (At effort 5 it lowered KL from 0.0245 to 0.0237 on 1,000 images, for 20 CPU seconds.)
