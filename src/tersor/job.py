@@ -109,7 +109,7 @@ class Job:
             start = -min(bits, 16.0) if self.plan.shared else self.first_guess(bits)
 
         def encode(log_price: float) -> tuple[float, _Trial]:
-            trial = self.encode(log_price)
+            trial = self.encode(log_price, measure=self.corrected and self.plan.config.measures)
             return float(len(trial.written.data)), trial
 
         slope = -max(weights, 1) / (8.0 if self.plan.shared else 16.0)
@@ -148,6 +148,7 @@ class Job:
             return trial.snr, trial
 
         guess = -max(target, 1.0) / 6.0 if self.plan.shared else self.first_guess(target / 6.0)
+
         def find(start: float) -> Trial[_Trial]:
             return _search_snr(encode, target, start, progress)
 
@@ -203,7 +204,10 @@ class Job:
         if not ratios:
             return best
         self.plan.reweigh(ratios)
-        other = find(best.log_price)
+        try:
+            other = find(best.log_price)
+        except TargetError:  # no encoding by these weights comes near to what is asked for
+            other = best
         gain = quality(other) - quality(best)
         self.notes.append(f"measured at the output, the errors of layers weigh {min(ratios.values()):.2f} to "
                           f"{max(ratios.values()):.2f} times what the quadratic model says (median 1); bits by that "
