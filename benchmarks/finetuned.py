@@ -68,8 +68,8 @@ before they are measured. *No loss*: the 95% interval of the paired difference i
 a finer ladder finds smaller ones. No setting was chosen on test images; the rates of the ladder were, after a look at
 what untrained files lose on them. An interval that includes 0 may be wide: 1,017 test images of the data folder tell
 a loss of a point or two from none only now and then, 10,000 JPEG copies half a point. The rows of the narrow VGG-16
-are of an encoder before its metrics were shrunk, the others of one whose second walk takes all calibration images;
-those of ResNet-20 were calibrated on 640 images, and tuned without JPEG copies.
+at 0.4 and 0.32 are of an encoder before its metrics were shrunk, the others of one whose second walk takes all
+calibration images; those of ResNet-20 were calibrated on 640 images, and tuned without JPEG copies.
 
 {recipe}
 """
