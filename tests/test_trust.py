@@ -111,6 +111,13 @@ def test_never_worse_and_the_same_again(bits: float) -> None:
     assert 10 * torch.log10((y**2).sum() / ((y_hat - y) ** 2).sum()) == pytest.approx(packed.snr, abs=0.01)
 
 
+def test_a_model_that_answers_with_one_number_each(measured: list[Ratios]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 1), nn.Flatten(0)).eval()
+    packed = tersor.compress(model, tersor.calibrate(model, torch.randn(64, 24)), bits=8.0, measured=True)
+    assert packed.snr is not None and measured[0] and all(np.isfinite(list(measured[0].values())))
+
+
 def test_without_a_second_walk_nothing_is_measured(measured: list[Ratios]) -> None:
     model = seeded(Residual)
     tersor.compress(dict(model.state_dict()), bits=4.0, effort=9)

@@ -96,7 +96,8 @@ def measured_ratios(originals: Originals, tensors: Mapping[str, Any], model: nn.
         decision = encoding.decisions.get(name)
         if decision is not None and decision.distortion > 0.0:
             y = forward_restored(model, {**tensors, **originals.taken_back(name, tensors)}, samples)
-            real = float(((whole - y) ** 2).flatten(1).sum(1).mean())
-            found[name] = real * encoding.plan.weight(name) / decision.distortion
+            real = float(((whole - y) ** 2).sum()) / max(1, len(y))
+            if np.isfinite(real):
+                found[name] = real * encoding.plan.weight(name) / decision.distortion
     middle = float(np.median([ratio for ratio in found.values() if ratio > 0.0] or [1.0]))
     return {name: float(np.clip(ratio / middle, 1.0 / FARTHEST, FARTHEST)) for name, ratio in found.items()}
