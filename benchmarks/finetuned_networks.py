@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from cifar_views import crops, divergence, ready
 from image_data import HELD_OUT, Pair, read, split
 from lnq_lenet5 import augmented, digits
-from networks import CifarResNet, LeNet5, cifar, load, load_zoo
+from networks import AlexNetCifar, CifarResNet, LeNet5, cifar, load, load_zoo
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,6 +28,8 @@ CALIBRATION, JUDGES, BATCH = 640, 2000, 64
 FULL = ("vgg16_bn_full", "resnet18_full")
 """Networks with all their channels, 45 and 59 MB as float32 and so not in examples/zoo: `python examples/train_cifar.py
 --network vgg16_bn_full --epochs 7` and `--network resnet18_full --epochs 6` make them again."""
+GIVEN = (*FULL, "alexnet_cifar")
+"""Networks whose weights are given by --full. AlexNet's, 18 MB: `python examples/train_alexnet_cifar.py`."""
 FEW_DATA = 1e-3
 """Learning rate of integers for the networks of the data folder, of whose training images 6,068 are there without
 loss: so `SHARE` of the views are JPEG copies of all of them, half of all views are blends of two, and steps are small.
@@ -62,7 +64,7 @@ class Bench:
             return LeNet5().eval()
         if self.name in LOSSLESS:
             return CifarResNet(int(self.name.removeprefix("resnet"))).eval()
-        return cifar(self.name.removesuffix("_cifar")).eval()
+        return _made(self.name).eval()
 
     def file_bytes(self) -> int:
         """Of the network as a .safetensors file of float32."""
@@ -88,8 +90,13 @@ class Bench:
         return self.labels * F.cross_entropy(outputs.float(), smooth) + (1.0 - self.labels) * distance
 
 
+def _made(name: str) -> nn.Module:
+    """A network for JPEG copies, with random weights."""
+    return AlexNetCifar() if name == "alexnet_cifar" else cifar(name.removesuffix("_cifar"))
+
+
 def bench(name: str, data: Path, cache: Path | None, full: Path | None = None) -> Bench:
-    """A network by name. `cache`: a folder for decoded images. `full`: the weights of one of `FULL`."""
+    """A network by name. `cache`: a folder for decoded images. `full`: the weights of one of `GIVEN`."""
     if name == "lenet5":
         return _mnist(data / "mnist")
     folder = data / "cifar10"
@@ -99,10 +106,10 @@ def bench(name: str, data: Path, cache: Path | None, full: Path | None = None) -
     images, labels = read(folder / f"{kind}test.npz", cache)
     if lossless:
         model: nn.Module = load(CifarResNet(int(name.removeprefix("resnet"))), folder / f"{name}.safetensors")
-    elif name in FULL:
+    elif name in GIVEN:
         if full is None:
             raise FileNotFoundError(f"{name} must be trained first, and given by --full")
-        model = load(cifar(name), full)
+        model = load(_made(name), full)
     else:
         model = load_zoo(name)
     model = model.eval().to(memory_format=torch.channels_last)

@@ -276,6 +276,9 @@ CIFAR: dict[str, Narrow] = {
     "densenet": Narrow(
         lambda w, n: DenseNet(n, growth=round(32 * w), blocks=(3, 6, 12, 8), small_input=True), 0.375
     ),  # half of DenseNet-121's dense layers
+    "densenet_bc_100_12": Narrow(
+        lambda w, n: DenseNet(n, growth=round(12 * w), blocks=(16, 16, 16), small_input=True), 1.0
+    ),
     "densenet121": Narrow(lambda w, n: DenseNet(n, growth=round(32 * w), small_input=True), 0.25),
     "mobilenet_v2": Narrow(lambda w, n: MobileNetV2(n, width=w, small_input=True), 0.5),
 }

@@ -206,8 +206,7 @@ class Encoding:
             return
         restored = self.restored(name)
         after = np.asarray(to_matrix(restored, target.layer), dtype=np.float64)
-        mean = measured.mean.astype(np.float64)
-        before_mean, after_mean = (np.einsum("gmn,gn->gm", w, mean).ravel() for w in (target.W, after))
+        before_mean, after_mean = (output_means(w, measured.mean) for w in (target.W, after))
         bias = plan.layers[name].bias
         own = plan.inventory.tensors[bias].astype(np.float64) if bias is not None else 0.0
         prefix = plan.absorb.get(name)
@@ -215,10 +214,8 @@ class Encoding:
             if prefix is not None:
                 self._absorb_blindly(name, prefix, target)
         elif prefix is not None:
-            variances = [np.stack([output_energy(w[k], target.A[k]) for k in range(target.groups)]).ravel()
-                         for w in (target.W, after)]
             scale, shift = affine_of(plan.inventory, plan.batchnorms[prefix])
-            refitted = scale * rescale(variances[0], variances[1])
+            refitted = scale * rescale(*(output_energies(w, target.A) for w in (target.W, after)))
             self.encode_batchnorm(prefix, refitted, after_mean, scale * (before_mean + own) + shift)
             if bias in plan.vectors:
                 self.encode_vector(bias, np.zeros_like(own))
@@ -255,8 +252,13 @@ def begin(plan: Plan, price: float, bits: float | None = None) -> Encoding:
     return encoding
 
 
-def output_energy(w: Matrix, a: npt.NDArray[np.floating]) -> Matrix:
-    """w A w^T's diagonal [m]; A [n, n] or diagonal [n]."""
-    return np.asarray(np.einsum("mn,mn->m", w * a if a.ndim == 1 else w @ a, w))
+def output_means(w: Matrix, mean: npt.NDArray[np.floating]) -> Matrix:
+    """Means of a layer's outputs [G * M]; w [G, M, N], mean of its inputs [G, N]."""
+    return np.asarray(np.einsum("gmn,gn->gm", w, mean.astype(np.float64)).ravel())
 
 
+def output_energies(w: Matrix, a: npt.NDArray[np.floating]) -> Matrix:
+    """Mean squares of a layer's outputs, the diagonal of w A w^T [G * M]; w [G, M, N], A [G, N, N] or
+    diagonal [G, N]."""
+    return np.concatenate([np.einsum("mn,mn->m", own * part if part.ndim == 1 else own @ part, own)
+                           for own, part in zip(w, a, strict=True)])

@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from .adapters.inventory import Array
-from .encoding import Encoding, output_energy, rescale
+from .encoding import Encoding, output_energies, output_means, rescale
 from .plan import affine_map
 from .stage import Stage, forward_restored, map_samples
 from .tools.metric import Matrix
@@ -54,11 +54,9 @@ class Originals(dict[str, Original]):
             return
         restored = self.encoding.restored(target.name)
         after = np.asarray(to_matrix(restored, target.layer), dtype=np.float64)
-        mean = measured.mean.astype(np.float64)
-        means = [np.einsum("gmn,gn->gm", w, mean).ravel() for w in (target.W, after)]
-        energies = [np.stack([output_energy(w[k], target.A[k]) for k in range(target.groups)]).ravel()
-                    for w in (target.W, after)]
-        gain = rescale(energies[1], energies[0])  # 0: a channel of which nothing is left, or was there
+        means = [output_means(w, measured.mean) for w in (target.W, after)]
+        # gain 0: a channel of which nothing is left, or was there
+        gain = rescale(*(output_energies(w, target.A) for w in (after, target.W)))
         weight = np.asarray(from_matrix(target.W, target.layer, target.shape)).astype(restored.dtype)
         self[target.name] = Original(weight, np.where(gain > 0, gain, 1.0), *means)
 
