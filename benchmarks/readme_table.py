@@ -1,4 +1,5 @@
-"""Renders the figures of README.md from benchmarks/results/frontier.json: `python benchmarks/readme_table.py`.
+"""Renders the figures of README.md from frontier.json and finetuned.json in benchmarks/results:
+`python benchmarks/readme_table.py`.
 
 Replaces what stands between the two HTML comments. With --check it changes nothing and fails if README.md is
 not what it would write.
@@ -8,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
+from finetuned_report import GOOD, RATES, WAYS
 from frontier_networks import TITLES
 from frontier_report import CODECS, curves, size_at
 
@@ -19,7 +22,17 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- figures: written by benchmarks/readme_table.py -->\n"
 END = "<!-- end of figures -->"
 LEVEL = 0.03
+HALF = 0.5
+SHOWN = (0.01, 0.03, 0.1)
+"""KL of the points of a curve that are shown."""
 RESULTS = ROOT / "benchmarks" / "results" / "frontier.json"
+TUNED = RESULTS.with_name("finetuned.json")
+MADE = {"plain": "compressed", "recovered": "compressed, recovered", "start": "compressed, no trellis",
+        "tuned": "fine-tuned"}  # fmt: skip
+FULL_TITLES = {"alexnet_cifar": "AlexNet (CIFAR size)", "vgg16_bn_cifar": "VGG-16-BN, narrow",
+               "vgg16_bn_full": "VGG-16-BN", "resnet18_cifar": "ResNet-18, narrow", "resnet18_full": "ResNet-18",
+               "densenet_cifar": "DenseNet, small", "densenet_bc_100_12_cifar": "DenseNet-BC-100-12",
+               "mobilenet_v2_cifar": "MobileNetV2, half width", **TITLES}  # fmt: skip
 
 
 def main() -> None:
@@ -32,7 +45,7 @@ def main() -> None:
     if not options.results.exists():
         sys.exit(f"{options.results} is not there: run python benchmarks/frontier.py first")
     text = options.readme.read_text(encoding="utf-8")
-    new = replaced(text, render(json.loads(options.results.read_text(encoding="utf-8"))))
+    new = replaced(text, render(json.loads(options.results.read_text(encoding="utf-8")), tuned_cases()))
     if options.check and new != text:
         sys.exit(f"{options.readme} is out of date: run python benchmarks/readme_table.py")
     if new != text:
@@ -48,29 +61,67 @@ def replaced(text: str, figures: str) -> str:
     return before + begin + figures.rstrip("\n") + "\n" + end + after
 
 
-def render(results: dict[str, Any]) -> str:
-    """Markdown of what benchmarks/frontier.py measured and a first-time reader wants to know."""
+def tuned_cases() -> dict[str, Any]:
+    """What benchmarks/finetuned.py measured."""
+    return dict(json.loads(TUNED.read_text(encoding="utf-8"))["cases"]) if TUNED.exists() else {}
+
+
+def render(results: dict[str, Any], tuned: dict[str, Any]) -> str:
+    """Markdown of what benchmarks/frontier.py and finetuned.py measured and a first-time reader wants to know."""
     networks = {name: results["networks"][name] for name in TITLES if results["networks"].get(name, {}).get("curve")}
     parts = [
-        "Compressed without training and without labels: calibrated on 256 to 3,000 training images, the file "
-        "restored into a network of other weights and compared with fp32 on test images (CIFAR-10: 1,017; MNIST: "
-        "10,000; ImageNet: 650). Whole files, every byte counted. KL is the mean divergence of the outputs, in nats; ± "
-        "is the standard error of the paired difference.",
+        "Smallest files without a loss of accuracy: the 95% interval of the paired difference in top-1 includes 0, and "
+        f"its mean is at most {HALF:g} points. "
+        "CIFAR-10 (LeNet-5: MNIST), whole files against float32 .safetensors files, measured on test images after the "
+        "file was restored into a network of random weights. *Compressed*: without training or labels.",
+        lossless_table(tuned),
+        "ResNet-20, -32 and -56 have 1,017 test images, the others 10,000. All but those three and LeNet-5 were "
+        "trained by this project, for a few epochs. More files, and those that lose up to a point: "
+        "[docs/finetuned.md](docs/finetuned.md).",
+        "At other rates, without training and without labels, calibrated on 256 to 3,000 training images (SqueezeNet: "
+        "ImageNet, 650 test images). KL is the mean divergence of the outputs, in nats; ± is the standard error of "
+        "the paired difference:",
         rate_table(networks),
         f"Bytes for equal quality (KL {LEVEL}, interpolated on each codec's own curve; in brackets the multiple of "
         "tersor's bytes):",
         equal_quality_table(networks),
-        "`python benchmarks/frontier.py` measures this; more, and what each tool saves, in "
+        "`python benchmarks/frontier.py` measures this; all rates, and what each tool saves, in "
         "[docs/frontier.md](docs/frontier.md).",
     ]
     return "\n\n".join(parts)
+
+
+def lossless(drop: dict[str, float]) -> bool:
+    """Whether nothing was lost. An interval of 1,017 images that includes 0 is not enough."""
+    return GOOD[0](drop) and drop["mean"] <= HALF
+
+
+def lossless_table(cases: dict[str, Any]) -> str:
+    """One row for each network that has a file of no loss: the smallest, and NNCodec's smallest."""
+    rows = []
+    for name in RATES:
+        own = [case for key, case in cases.items() if key.startswith(f"{name}:") and "fp32" in case]
+        files = [(case[way]["bytes"], case["fp32_bytes"], way, case[way]["drop"]) for case in own for way in WAYS
+                 if way in case and lossless(case[way]["drop"])]  # fmt: skip
+        if not files:
+            continue
+        size, whole, way, drop = min(files, key=lambda file: file[0])
+        peers = [point["bytes"] for point in cases.get(f"{name}:nncodec", {}).get("points", [])
+                 if lossless(point["drop"])]  # fmt: skip
+        rows.append([FULL_TITLES[name], f"{100 * own[0]['fp32']:.2f}", f"{whole:,}", f"{size:,}", f"{whole / size:.1f}",
+                     f"{-drop['mean']:+.2f} ({-drop['high']:+.2f} to {-drop['low']:+.2f})", MADE[way],
+                     f"{min(peers):,} ({whole / min(peers):.1f})" if peers else ""])  # fmt: skip
+    header = ["network", "top-1 %", "fp32 bytes", "bytes", "times smaller", "change, points", "how", "NNCodec"]
+    return markdown(header, rows)
 
 
 def rate_table(networks: dict[str, Any]) -> str:
     """One row for each network and rate, the uncompressed network first."""
     rows = []
     for name, entry in networks.items():
-        points = sorted(entry["curve"].values(), key=lambda point: -point["bytes"])
+        every = [point for point in entry["curve"].values() if point["kl"] > 0.0]
+        nearest = [min(every, key=lambda point: abs(math.log(point["kl"] / kl))) for kl in SHOWN]
+        points = sorted({point["bytes"]: point for point in nearest}.values(), key=lambda point: -point["bytes"])
         bits = 8 * entry["fp32_bytes"] / entry["parameters"]
         rows.append([f"{TITLES[name]}, fp32", f"{entry['fp32_bytes']:,}", f"{bits:.2f}", "1",
                      f"{100 * points[0]['top1_reference']:.2f}", "", ""])
