@@ -8,7 +8,7 @@ from common import RESULTS, Case, read_json
 from finetuned_networks import BATCH, CALIBRATION, JUDGES, LABELS
 
 RATES = {
-    "lenet5": (0.33, 0.2, 0.12), "alexnet_cifar": (0.5, 0.25),
+    "lenet5": (0.6, 0.33, 0.2, 0.12), "alexnet_cifar": (0.5, 0.25),
     "resnet20": (1.6, 1.3, 1.0, 0.8), "resnet32": (1.0, 0.8), "resnet56": (1.2, 0.77, 0.6),
     "vgg16_bn_cifar": (1.0, 0.6, 0.4, 0.32), "vgg16_bn_full": (0.32,),
     "resnet18_cifar": (1.0, 0.8, 0.6, 0.5), "resnet18_full": (0.78, 0.4),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from .bitstream import digest
@@ -38,6 +40,17 @@ class Packed:
     notes: list[str] = field(default_factory=list)
     decisions: dict[str, dict[str, Any]] = field(default_factory=dict)
     drop: dict[str, float | int] | None = None
+
+    @classmethod
+    def read(cls, file: str | os.PathLike[str] | bytes) -> Packed:
+        """A finished file, to be trained further with `tersor.finetune`.
+
+        What only its encoder knew is not in it: `price` is NaN, `snr` None, and there are no `decisions`. Raises
+        FormatError for a bad file, OSError.
+        """
+        data = file if isinstance(file, bytes) else Path(file).read_bytes()
+        contents = importlib.import_module(".sections", __package__).Contents.of(data)
+        return cls(data, contents.manifest.parameters, math.nan, weight_bytes=contents.counted(contents.codes())[1])
 
     @property
     def size(self) -> int:

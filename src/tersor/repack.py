@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -56,8 +57,9 @@ def repack(model: nn.Module, codes: Mapping[str, Code], statistics: Statistics |
     """
     inventory = inventory_of_module(model)
     if statistics is not None:
-        if price is None:
-            raise ConfigError("give price=, the lambda of the file before training (Packed.price), with statistics")
+        if price is None or not 0.0 < price < math.inf:
+            raise ConfigError(f"price={price}: with statistics give the lambda of the file before training, the price "
+                              f"of what tersor.compress returned (a file does not tell it)")
         statistics.check(inventory)
     in_books = [name for names, _ in shared for name in names]
     coded = [*codes, *in_books]

@@ -10,7 +10,7 @@ import argparse
 from typing import Protocol
 
 from ..show import Outcome, Reporter
-from . import calibrate, compare, compress, inspect, report, restore, sweep, verify
+from . import calibrate, compare, compress, finetune, inspect, report, restore, sweep, verify
 
 
 class Command(Protocol):
@@ -27,4 +27,5 @@ class Command(Protocol):
 
 
 COMMANDS: dict[str, Command] = {"compress": compress, "restore": restore, "inspect": inspect, "verify": verify,
-                                "calibrate": calibrate, "compare": compare, "sweep": sweep, "report": report}
+                                "calibrate": calibrate, "compare": compare, "finetune": finetune, "sweep": sweep,
+                                "report": report}

@@ -28,10 +28,9 @@ def add_state(parser: argparse.ArgumentParser) -> None:
                         "the same arguments after an interruption, the command goes on from there")
 
 
-def add_output(parser: argparse.ArgumentParser) -> None:
+def add_output(parser: argparse.ArgumentParser, default: str = "the same name with the other suffix") -> None:
     """-o, -f: of commands that write a file."""
-    parser.add_argument("-o", "--output", metavar="FILE",
-                        help="file to write (default: the same name with the other suffix)")
+    parser.add_argument("-o", "--output", metavar="FILE", help=f"file to write (default: {default})")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite the output if it exists")
 
 

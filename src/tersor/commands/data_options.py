@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 PRESETS = ("imagenet", "cifar", "none")
 
 
-def add_data(parser: argparse.ArgumentParser, required: bool = False) -> None:
-    """--data and how to read it."""
+def add_data(parser: argparse.ArgumentParser, required: bool = False, purpose: str = "calibrate",
+             images: int | None = 256) -> None:
+    """--data and how to read it; `images`: how many are used by default, None for all."""
     data = parser.add_argument_group("data")
     data.add_argument("--data", metavar="DATA", required=required,
-                      help="training inputs to calibrate on: a folder of images, an .npz, .npy or .safetensors file "
+                      help=f"training inputs to {purpose} on: a folder of images, an .npz, .npy or .safetensors file "
                            "(float [N, channels, height, width] or uint8 [N, height, width, channels]), or "
                            "package.module:function that gives batches")
-    data.add_argument("--images", type=arguments.count, metavar="N", default=256,
-                      help="use so many, spread evenly (default: %(default)s)")
+    data.add_argument("--images", type=arguments.count, metavar="N", default=images,
+                      help=f"use so many, spread evenly (default: {images or 'all'})")
     data.add_argument("--preprocess", choices=PRESETS,
                       help="imagenet: shorter side 256, centre 224, the usual mean and deviation; cifar: 32 x 32; "
                            "none: pixels / 255 (default: imagenet for images, none for arrays)")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapters.calls import first_floating, tensors_in
@@ -46,6 +47,17 @@ def distillation(outputs: Any, answers: Any) -> Tensor:
     own, other = logits_of(outputs), logits_of(answers)
     log_p, log_q = other.detach().float().log_softmax(-1), own.float().log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+
+
+def taught(weight: float, smoothing: float = 0.05) -> Loss:
+    """A loss for targets (answers, labels): `weight` times cross entropy to the labels, int64 [samples], smoothed; the
+    rest `distillation` from the answers of the network that was compressed."""
+    def loss(outputs: Any, targets: Any) -> Tensor:
+        answers, labels = targets
+        truth = F.cross_entropy(logits_of(outputs).float(), labels, label_smoothing=smoothing)
+        return weight * truth + (1.0 - weight) * distillation(outputs, answers)
+
+    return loss
 
 
 def logits_of(outputs: Any) -> Tensor:

@@ -79,14 +79,15 @@ def blended(batch: Tensor, generator: torch.Generator) -> Tensor:
     return batch * share + batch.roll(1, 0) * (1.0 - share)
 
 
-def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+def shifted(images: Tensor, generator: torch.Generator, mirror: bool = True) -> Tensor:
     """Each by a number of pixels of its own, borders repeated; half of them mirrored."""
     count, _, height, width = images.shape
     reach = height // SHIFT, width // SHIFT
     padded = F.pad(images, (reach[1], reach[1], reach[0], reach[0]), mode="replicate")
     y = torch.randint(0, 2 * reach[0] + 1, (count, 1), generator=generator) + torch.arange(height)
     x = torch.randint(0, 2 * reach[1] + 1, (count, 1), generator=generator) + torch.arange(width)
-    x = torch.where(torch.rand(count, 1, generator=generator) < 0.5, x.flip(1), x)
+    if mirror:
+        x = torch.where(torch.rand(count, 1, generator=generator) < 0.5, x.flip(1), x)
     moved = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], y[:, :, None], x[:, None, :]]
     return moved.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 

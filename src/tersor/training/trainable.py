@@ -107,8 +107,9 @@ class Trainable(nn.Module):
                    if section.tool != "raw" and name not in known]
         if missing:
             raise ModelError(f"{missing[0]}: the model has no tensor of this name to train")
-        self.parts = nn.ModuleList(_part(section, [known[name].detach() for name in section.names])
-                                   for section in self.contents.sections)
+        self.parts = nn.ModuleList(  # raw: lossless tensors, and what an ONNX file has besides its tensors
+            nn.Module() if section.tool == "raw" else _part(section, [known[name].detach() for name in section.names])
+            for section in self.contents.sections)
         self.lengths = CodeLengths()
         with torch.no_grad():
             for part in self.parts:
