@@ -1,4 +1,4 @@
-"""Calibration and encoding on several processes, with a state to go on from if one is lost.
+"""Calibration, encoding and fine-tuning on several processes, with a state to go on from if one is lost.
 
     torchrun --nproc-per-node 2 examples/distributed.py            # one machine; docs/howto/distributed.md has clusters
     python examples/distributed.py                                 # one process: the same file
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("digits.tersor"))
     parser.add_argument("--effort", type=int, default=5, help="of the encoder, 1 to 9")
     parser.add_argument("--state", type=Path, help="folder that all processes see, to go on from after a failure")
+    parser.add_argument("--steps", type=int, default=0, help="fine-tune for so many batches")
     options = parser.parse_args()
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if size > 1:
@@ -39,9 +40,12 @@ def main() -> None:
     stats = tersor.calibrate(model, batches, state=state and state / "calibration")
     packed = tersor.compress(model, stats, bits=2.0, effort=options.effort, team=everybody(),
                              state=state and state / "encoding")
+    if options.steps:
+        packed = tersor.finetune(packed, model, batches[:-1], held_out=batches[-1:], steps=options.steps,
+                                 team=everybody(), checkpoint=state and state / "finetune")
     if rank == 0:
         packed.save(options.output)
-        print(f"{options.output}: {packed.size:,} bytes, {packed.snr:.1f} dB; processes: {size}")
+        print(f"{options.output}: {packed.size:,} bytes; processes: {size}")
     if size > 1:
         dist.destroy_process_group()
 

@@ -93,18 +93,18 @@ def place_copy() -> list[nn.Module]:
 
 def test_an_interrupted_training_goes_on(place, monkeypatch):
     tune("-o", "whole.tersor", "--state", "first", "-q")
-    from tersor.training.loop import _Run
-    saved = _Run._save
+    from tersor.training import checkpoint
+    saved = checkpoint.save
 
     def interrupted(run, path):  # type: ignore[no-untyped-def]
         saved(run, path)
         if run.step >= 30:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_Run, "_save", interrupted)
+    monkeypatch.setattr(checkpoint, "save", interrupted)
     tune("-o", "half.tersor", "--state", "second", "-q", code=130)
     assert not Path("half.tersor").exists()
-    monkeypatch.setattr(_Run, "_save", saved)
+    monkeypatch.setattr(checkpoint, "save", saved)
     tune("-o", "half.tersor", "--state", "second", "-q")
     assert Path("half.tersor").read_bytes() == Path("whole.tersor").read_bytes()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import tersor  # noqa: E402
 from tersor import encoding, parallel, writer  # noqa: E402
 from tersor.calibration.exact import Sum  # noqa: E402
 from tersor.encoding import Encoding  # noqa: E402
-from tersor.errors import StatisticsError, TersorError, WorkerError  # noqa: E402
+from tersor.errors import ConfigError, StatisticsError, TersorError, WorkerError  # noqa: E402
 from tersor.parallel import ALONE, Team, everybody  # noqa: E402
 from tersor.sensitivity import calibrate  # noqa: E402
 from tersor.statistics import Statistics  # noqa: E402
@@ -172,6 +173,75 @@ def trained(rank: int) -> bytes:
         optimizer.step()
     packed: tersor.Packed = trainable.repack()
     return packed.data
+
+
+def student() -> nn.Module:
+    """A network that is to be trained to give twice its outputs."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 5)).eval()
+
+
+def lesson(seed: int, part: slice) -> tuple[Tensor, Tensor]:
+    """Some of a batch of inputs, with what they are to become."""
+    x = torch.randn(32, 30, generator=torch.Generator().manual_seed(seed))[part]
+    return x, 2.0 * student()(x).detach()
+
+
+def tune(team: Team, folder: Path, dies: int | None = None, steps: int = 12) -> bytes:
+    """A file of `tersor.finetune`: a process has its share of each batch, and dies after so many steps."""
+    model, part, seen = student(), slice(team.rank, None, team.size), []
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for number in range(5):
+            seen.append(number)
+            if dies is not None and len(seen) > dies:
+                os._exit(9)
+            yield lesson(5 * epoch + number, part)
+
+    return tersor.finetune(tersor.compress(model, bits=5.0, effort=2), model, batches, steps=steps, every=4,
+                           held_out=[lesson(999, part)], team=team, loss=nn.functional.mse_loss,
+                           optimizer=lambda groups: torch.optim.Adam([{**group, "lr": 0.05} for group in groups]),
+                           checkpoint=folder / "checkpoint").data
+
+
+def tune_together(rank: int, size: int, folder: Path, dies: int | None) -> Any:
+    """On two processes, of which one may die; what it came to."""
+    team = everybody()
+    parallel.GRACE = 2.0
+    try:
+        return tune(team, folder, dies if rank == 1 else None)
+    except WorkerError as error:
+        return str(error)
+
+
+def disagree(rank: int, size: int, folder: Path) -> str:
+    """Two processes that are not asked for the same."""
+    try:
+        tune(everybody(), folder, steps=12 + rank)
+    except ConfigError as error:
+        return str(error)
+    return "well"
+
+
+def test_fine_tuning_on_two_processes_and_from_a_checkpoint(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    folders = [tmp_path / name for name in ("alone", "whole", "killed", "again", "other")]
+    for folder in folders:
+        folder.mkdir()
+    alone = tune(ALONE, folders[0])
+    first, second = run(tune_together, 2, folders[1], folders[1], None)
+    assert isinstance(first, bytes) and first == second
+    # The mean gradient of two halves is that of the batch, up to rounding: files of the same quality.
+    x, y = lesson(999, slice(None))
+    losses = [float(nn.functional.mse_loss(tersor.restore(data, into=student())(x), y).detach())
+              for data in (tersor.compress(student(), bits=5.0, effort=2).data, alone, first)]
+    assert losses[2] < 0.9 * losses[0] and losses[2] == pytest.approx(losses[1], rel=0.02)
+    # One process is lost in the sixth batch, after the look at the fourth.
+    told, lost = run(tune_together, 2, folders[2], folders[2], 5)
+    assert lost is None and "rank 1 died or does not answer" in told
+    (folders[3] / "checkpoint").write_bytes((folders[2] / "checkpoint").read_bytes())
+    assert run(tune_together, 2, folders[3], folders[3], None) == [first, first]
+    assert all("has another file or other options" in text for text in run(disagree, 2, folders[4], folders[4]))
 
 
 def encode(rank: int, size: int, folder: Path) -> dict[str, Any]:

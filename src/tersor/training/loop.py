@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.calls import undisturbed
-from ..bitstream.atomic import atomic_write
 from ..errors import ConfigError, TargetError
 from ..packed import Packed
-from . import losses
+from ..parallel import ALONE, Team
+from . import checkpoint as checkpoints
+from . import losses, together
 from .kernels import KernelBooks
 from .losses import Loss
 from .matrices import LEAN
@@ -50,7 +50,7 @@ def finetune(packed: Packed, model: nn.Module, batches: Batches, *, loss: Loss |
              rate_weight: float | None = None, held_out: Iterable[Any] | None = None, every: int | None = None,
              patience: int | None = None, checkpoint: str | os.PathLike[str] | None = None,
              autocast: torch.dtype | None = None, reassign: float | None = None, lean: float = LEAN, seed: int = 0,
-             progress: Callable[[str], None] | None = None) -> Packed:
+             team: Team = ALONE, progress: Callable[[str], None] | None = None) -> Packed:
     """Train what a file holds, under the rate: its integers, bases, codebooks, BatchNorms and biases.
 
     * `packed`: from `tersor.compress`. `model`: the network that was compressed, with its original weights; it is not
@@ -75,13 +75,18 @@ def finetune(packed: Packed, model: nn.Module, batches: Batches, *, loss: Loss |
       epoch (`KernelBooks.reassign`). `lean`: see `Trainable`.
     * `seed`: of torch's generator; the caller's is untouched. With the same batches, two runs on a CPU give the same
       bytes.
+    * `team`: the processes that train together (`tersor.parallel.everybody()`). All call with the same arguments but
+      batches: each trains on batches of its own, as large as the others' (a `DistributedSampler` deals them out), and
+      judges by held-out ones of its own or the same as all. Gradients are averaged after each batch, so that n
+      processes learn from n batches at a time; `steps` counts those of one. All get the same file. Rank 0 keeps the
+      checkpoint; the number of processes must then stay the same.
     * `progress`: called with a line of text at every look.
 
     Returns the file of the lowest loss on `held_out` among those of at most `size` bytes; `packed` itself where
     nothing better was found. Raises `ConfigError` (options, no batches, a loss that is not finite), `TargetError`
     (no file was as small as `size`), `ModelError` (another model).
     """
-    job = _Job(packed, model, loss, seed, autocast, progress, lean)
+    job = _Job(packed, model, loss, seed, autocast, progress, lean, team)
     training, judges = _held_out(batches, held_out)
     total = _steps(training, steps, epochs)
     slack = SLACK if any(isinstance(part, KernelBooks | SharedValues) for part in job.trainable.parts) else 0
@@ -91,9 +96,10 @@ def finetune(packed: Packed, model: nn.Module, batches: Batches, *, loss: Loss |
                           f"at least 1, a price not negative")
     every = max(1, total // LOOKS) if every is None else every
     pricing = Pricing(packed.size, limit, rate_weight)
-    run = _Run(job, training, judges, total, max(1, every), patience, pricing, reassign)
-    with torch.random.fork_rng(), torch.enable_grad():
-        torch.manual_seed(seed)
+    run = Run(job, team, training, judges, total, max(1, every), patience, pricing, reassign)
+    together.agree(team, checkpoints.fingerprint(run), "fine-tuning")
+    with torch.random.fork_rng(), torch.enable_grad(), team.guarded():
+        torch.manual_seed(seed + team.rank)
         run.prepare(optimizer, scheduler)
         run.go(None if checkpoint is None else Path(checkpoint))
     return run.result()
@@ -103,9 +109,9 @@ class _Job:
     """What is trained, and how one batch is judged."""
 
     def __init__(self, packed: Packed, model: nn.Module, loss: Loss | None, seed: int, autocast: torch.dtype | None,
-                 progress: Callable[[str], None] | None, lean: float) -> None:
+                 progress: Callable[[str], None] | None, lean: float, team: Team) -> None:
         self.packed, self.own_loss, self.autocast, self.progress = packed, loss, autocast, progress
-        self.seed = seed
+        self.seed, self.team = seed, team
         self.model, self.mode = model, model.training
         self.trainable = Trainable(packed, model, lean=lean)
         self.teacher = copy.deepcopy(model).eval().requires_grad_(False) if loss is None else None
@@ -143,14 +149,15 @@ class _Job:
         for batch in batches:
             number = losses.count_of(losses.split(batch, False)[0])
             total, count = total + number * float(self.loss(batch, network)), count + number
-        return total / max(count, 1)
+        return together.mean_over(self.team, total, count)
 
 
 @dataclass
-class _Run:
+class Run:
     """One training: where it is, and the best file so far."""
 
     job: _Job
+    team: Team
     batches: Batches
     judges: Sequence[Any]
     total: int
@@ -190,8 +197,8 @@ class _Run:
 
     def go(self, checkpoint: Path | None) -> None:
         """Train to the end, from the checkpoint on where there is one."""
-        if checkpoint is not None and checkpoint.exists():
-            self._resume(checkpoint)
+        if checkpoint is not None:
+            checkpoints.resume(self, checkpoint)
         self.job.trainable.train(self.job.mode)
         while self.step < self.total and not self._tired():
             done = self.place
@@ -201,7 +208,7 @@ class _Run:
                 if self.step % self.every == 0 or self.step == self.total:
                     self._look()
                     if checkpoint is not None:
-                        self._save(checkpoint)
+                        checkpoints.save(self, checkpoint)
                 if self.step == self.total or self._tired():
                     return
             if self.place == 0:
@@ -236,6 +243,7 @@ class _Run:
         self.optimizer.zero_grad()
         whole = value + self.pricing.price * trainable.rate() if self.pricing.price > 0.0 else value
         whole.backward()  # type: ignore[no-untyped-call]
+        together.average_gradients(self.team, trainable.parameters())
         self.optimizer.step()
         self.schedule.step()
         self.recent, self.seen = self.recent + float(value.detach()), self.seen + 1
@@ -245,6 +253,7 @@ class _Run:
         """Write the file, judge it, keep it if it is the best."""
         if not all(bool(torch.isfinite(p).all()) for p in self.job.trainable.parameters()):
             raise ConfigError(f"step {self.step}: the loss is nan, or parameters are; use a lower learning rate")
+        together.equalise(self.team, self.job.trainable.parts.state_dict().values())
         packed = self.job.trainable.repack(self.pricing.limit)
         loss = self.job.judged(self.judges)
         self.pricing.measured(packed.size, self.job.trainable.fit())
@@ -275,49 +284,6 @@ class _Run:
             note = (f"fine-tuned: loss on held-out batches {self.first_loss:.4f} to {self.best_loss:.4f}, "
                     f"{packed.size:,} to {self.best.size:,} bytes")
         return replace(self.best, price=packed.price, notes=[*packed.notes, note], decisions=packed.decisions)
-
-    def _fingerprint(self) -> str:
-        """Of what must be the same for a run to go on."""
-        what = (hashlib.sha256(self.job.packed.data).hexdigest(), self.total, self.every, self.job.seed,
-                self.pricing.limit, self.pricing.fixed, len(self.judges), self.reassign)
-        return repr(what)
-
-    def _save(self, path: Path) -> None:
-        best = b"" if self.best is None else self.best.data
-        state = {
-            "fingerprint": self._fingerprint(), "parts": self.job.trainable.parts.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
-            "generator": torch.get_rng_state(), "epoch_began": self.epoch_began, "pricing": self.pricing.state(),
-            "best": torch.frombuffer(bytearray(best or b"\0"), dtype=torch.uint8), "has_best": self.best is not None,
-            "numbers": [self.step, self.epoch, self.place, self.smallest, self.idle,
-                        0 if self.best is None else self.best.weight_bytes],
-            "losses": [self.best_loss, self.first_loss],
-        }
-        with atomic_write(path) as file:
-            torch.save(state, file)
-
-    def _resume(self, path: Path) -> None:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ConfigError(f"{path}: no checkpoint of fine-tuning ({error}); remove it to begin anew") from error
-        if not isinstance(state, dict) or state.get("fingerprint") != self._fingerprint():
-            raise ConfigError(f"{path}: a checkpoint of another file or of other options; remove it to begin anew")
-        self.job.trainable.parts.load_state_dict(state["parts"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.pricing.load(state["pricing"])
-        self.step, self.epoch, self.place, self.smallest, self.idle, weight_bytes = state["numbers"]
-        self.best_loss, self.first_loss = state["losses"]
-        self.best = None
-        if state["has_best"]:
-            data = bytes(state["best"].numpy().tobytes())
-            packed = self.job.packed
-            trained = replace(packed, data=data, weight_bytes=weight_bytes, snr=None)
-            self.best = packed if data == packed.data else trained
-        self.job.trainable.fit()
-        self.epoch_began = state["epoch_began"]
-        torch.set_rng_state(state["generator"])
 
 
 def cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
