@@ -43,7 +43,7 @@ LOOKS = 15
 FEW = {"resnet32": ("start", "tuned"), "vgg16_bn_full": ("start", "tuned"), "resnet18_full": ("plain",),
        "resnet56:0.6": ("start", "tuned"),
        **dict.fromkeys(("lenet5:0.6", "resnet20:1.6", "resnet32:1", "resnet56:1.2", "resnet56:0.77",
-                        "vgg16_bn_cifar:1", "resnet18_cifar:1", "mobilenet_v2_cifar:2.4"),
+                        "vgg16_bn_cifar:1", "resnet18_cifar:1", "mobilenet_v2_cifar:2.4", "alexnet_cifar:0.5"),
                        ("plain", "recovered"))}  # fmt: skip
 """Of the ways, by network or case, where all of them would take too long: or where nothing has been lost."""
 QP = range(-38, -15, 2)

@@ -39,7 +39,7 @@ from tersor.tools import pruning
 
 RESULT = common.RESULTS / "lnq_alexnet.json"
 DOCUMENT = common.ROOT / "docs" / "lnq_alexnet.md"
-ZOO = common.ROOT / "examples" / "zoo" / "alexnet_cifar.tersor"
+ZOO = common.ROOT / "examples" / "zoo" / "alexnet_cifar_pruned.tersor"
 SPARSITY = 0.9
 SLACK = 0.005
 LADDER = (0.3, 0.36, 0.43, 0.52, 0.62, 0.75, 0.9, 1.1, 1.3, 1.6, 2.0)
