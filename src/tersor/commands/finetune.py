@@ -48,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--patience", type=arguments.count, metavar="N",
                           help="stop after N of ten looks that found nothing better")
     training.add_argument("--seed", type=int, default=0, metavar="N", help="of views and order (default: 0)")
-    training.add_argument("--bfloat16", action="store_true", help="compute in bfloat16 where that loses nothing")
+    training.add_argument("--bfloat16", action="store_true",
+                          help="forward passes in bfloat16 (autocast): faster where the processor has it")
     arguments.add_state(parser)
 
 
@@ -68,6 +69,7 @@ def run(options: argparse.Namespace, reporter: Reporter) -> Outcome:
         samples = Samples.of(data, options.data)
         data_options.tell_skipped(data, reporter)
     training, judges = samples.split(options.held_out)
+    del samples  # they are copies
     with reporter.busy(f"fine-tuning {os.path.basename(options.file)}"):
         from ..training.sampling import compared, tuned_on
         tuned = tuned_on(packed, network, training, judges, steps=options.steps or STEPS, epochs=options.epochs,
