@@ -7,6 +7,7 @@
     python examples/train_cifar.py --network mobilenet_v2 --width 0.5 --epochs 12 --float32
     python examples/train_cifar.py --network resnet50 --width 0.125 --epochs 6
     python examples/train_cifar.py --network densenet121 --width 0.25 --epochs 5
+    python examples/train_cifar.py --network densenet_bc_100_12 --epochs 8 --float32
 
 The data are all of CIFAR-10 as JPEG copies (see `image_data.py`). SGD with Nesterov's momentum, one cycle of the
 learning rate, label smoothing, flips and shifts by up to four pixels, bfloat16 autocast, fixed seeds, one thread: with
