@@ -24,7 +24,7 @@ from tersor.training.trainable import LATENT_RATE
 LOSSLESS = ("resnet20", "resnet32", "resnet56")
 """Networks of the data folder, for lossless images; the others are of examples/zoo, for JPEG copies."""
 CALIBRATION, JUDGES, BATCH = 640, 2000, 64
-"""Images (those of `FULL`: 256; of `LOSSLESS`: 3,000), images, views."""
+"""Images (see `images_for`), images, views."""
 FULL = ("vgg16_bn_full", "resnet18_full")
 """Networks with all their channels, 45 and 59 MB as float32 and so not in examples/zoo: `python examples/train_cifar.py
 --network vgg16_bn_full --epochs 7` and `--network resnet18_full --epochs 6` make them again."""
@@ -126,11 +126,16 @@ def bench(name: str, data: Path, cache: Path | None, full: Path | None = None) -
             x, y = (torch.cat(part) for part in zip(*drawn, strict=True))
             yield _answered(model, blended(x, generator) if lossless else x, y)
 
-    few = name in FULL
-    calibration = ready(training[0][: 256 if few else 3000 if lossless else CALIBRATION]).split(64 if few else 80)
+    calibration = ready(training[0][: images_for(name)]).split(64 if name in FULL else 80)
     return Bench(name, model, list(calibration), _judges(model, ready(judging[0]), judging[1]),
                  (ready(images), labels), batches, 0.0 if lossless else LABELS,
                  FEW_DATA if lossless else LATENT_RATE)  # fmt: skip
+
+
+def images_for(name: str) -> int:
+    """Images to calibrate on. An image is one sample of a linear layer's inputs: AlexNet, whose weights are mostly in
+    such layers, wants many."""
+    return 256 if name in FULL else 3000 if name in LOSSLESS else 5000 if name == "alexnet_cifar" else CALIBRATION
 
 
 def _without(copies: Pair, images: Tensor) -> Pair:
