@@ -28,6 +28,8 @@ CALIBRATION, JUDGES, BATCH = 640, 2000, 64
 FULL = ("vgg16_bn_full", "resnet18_full")
 """Networks with all their channels, 45 and 59 MB as float32 and so not in examples/zoo: `python examples/train_cifar.py
 --network vgg16_bn_full --epochs 7` and `--network resnet18_full --epochs 6` make them again."""
+LINEAR = ("lenet5", "alexnet_cifar")
+"""Networks whose weights are mostly in linear layers."""
 GIVEN = (*FULL, "alexnet_cifar")
 """Networks whose weights are given by --full. AlexNet's, 18 MB: `python examples/train_alexnet_cifar.py`."""
 FEW_DATA = 1e-3
@@ -133,9 +135,9 @@ def bench(name: str, data: Path, cache: Path | None, full: Path | None = None) -
 
 
 def images_for(name: str) -> int:
-    """Images to calibrate on. An image is one sample of a linear layer's inputs: AlexNet, whose weights are mostly in
-    such layers, wants many."""
-    return 256 if name in FULL else 3000 if name in LOSSLESS else 5000 if name == "alexnet_cifar" else CALIBRATION
+    """Images to calibrate on. An image is one sample of a linear layer's inputs: networks whose weights are mostly in
+    such layers want many."""
+    return 256 if name in FULL else 3000 if name in LOSSLESS else 5000 if name in LINEAR else CALIBRATION
 
 
 def _without(copies: Pair, images: Tensor) -> Pair:
@@ -175,5 +177,5 @@ def _mnist(folder: Path) -> Bench:
             chosen = torch.randint(len(train), (BATCH,), generator=generator)
             yield _answered(model, augmented(train[chosen], generator), labels[chosen])
 
-    return Bench("lenet5", model, list(train[:CALIBRATION].split(80)), _judges(model, *images.held_out), images.test,
-                 batches)  # fmt: skip
+    calibration = list(train[: images_for("lenet5")].split(80))
+    return Bench("lenet5", model, calibration, _judges(model, *images.held_out), images.test, batches)
