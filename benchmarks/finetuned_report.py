@@ -9,9 +9,9 @@ from finetuned_networks import BATCH, CALIBRATION, JUDGES, LABELS
 
 RATES = {
     "lenet5": (0.5, 0.33, 0.2, 0.12), "alexnet_cifar": (1.0, 0.75, 0.5),
-    "resnet20": (1.6, 1.0, 0.8), "resnet32": (1.0, 0.8), "resnet56": (0.77,),
+    "resnet20": (1.6, 0.8), "resnet32": (1.0, 0.8), "resnet56": (0.77,),
     "vgg16_bn_cifar": (1.0, 0.6, 0.4, 0.32), "vgg16_bn_full": (0.32,),
-    "resnet18_cifar": (1.0, 0.8, 0.6), "resnet18_full": (0.78, 0.4),
+    "resnet18_cifar": (1.3, 1.0, 0.6), "resnet18_full": (0.78, 0.4),
     "densenet_cifar": (1.25,), "densenet_bc_100_12_cifar": (1.25,), "mobilenet_v2_cifar": (2.4, 1.6),
 }  # fmt: skip
 ABLATION = ("resnet20:1.3:ablation", "resnet20:1.6:ablation")
@@ -141,29 +141,31 @@ def headlines(cases: dict[str, Case]) -> list[str]:
              "| paper | network, data | times smaller | lost | ours | way | times smaller | lost |",
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for paper, network, ratio, lost, ours in PUBLISHED:
-        points = [(case["fp32_bytes"] / case[way]["bytes"], case[way]["drop"], name, title)
-                  for key, case in cases.items() for way, title in WAYS.items()
-                  if way in case and (name := key.split(":")[0]) in ours]  # fmt: skip
-        points += trained(ours)
-        good = [point for point in points if (point[1]["low"] <= 0.0 if lost is None else point[1]["mean"] <= lost)]
+        good = [file for name in ours for file in files_of(name, cases)
+                if (file["drop"]["low"] <= 0.0 if lost is None else file["drop"]["mean"] <= lost)]  # fmt: skip
         cells = ["-"] * 4
         if good:
-            times, drop, name, title = max(good, key=lambda point: point[0])
-            cells = [name, title, f"{times:.1f}", f"{drop['mean']:+.2f} ({drop['low']:+.2f} to {drop['high']:+.2f})"]
+            best = max(good, key=lambda file: file["times"])
+            drop = best["drop"]
+            cells = [best["name"], best["way"], f"{best['times']:.1f}",
+                     f"{drop['mean']:+.2f} ({drop['low']:+.2f} to {drop['high']:+.2f})"]  # fmt: skip
         told = "not known" if lost is None else f"{lost:+.2f}"
         lines.append(f"| {paper} | {network} | {ratio:.1f} | {told} | " + " | ".join(cells) + " |")
     return lines
 
 
-def trained(names: tuple[str, ...]) -> list[tuple[float, dict[str, float], str, str]]:
-    """Files of examples/zoo whose networks were trained as integers (docs/lnq_table1.md)."""
-    found = []
-    for name, rows in read_json(RESULTS / "lnq_table1.json").get("networks", {}).items():
-        for row in rows if name in names else ():
-            if row["method"] == "tersor's best":
-                drop, half = -100 * row["change"], 196 * row["change_error"]
-                found.append((row["ratio"], {"mean": drop, "low": drop - half, "high": drop + half}, name,
-                              "trained as integers"))  # fmt: skip
+def files_of(name: str, cases: dict[str, Case]) -> list[Case]:
+    """Every file of a network: bytes, how many times smaller, drop, way. Those of examples/zoo that were trained as
+    integers (docs/lnq_table1.md), too."""
+    found = [{"name": name, "bytes": case[way]["bytes"], "times": case["fp32_bytes"] / case[way]["bytes"],
+              "drop": case[way]["drop"], "way": title}
+             for key, case in cases.items() if key.startswith(f"{name}:")
+             for way, title in WAYS.items() if way in case]  # fmt: skip
+    for row in read_json(RESULTS / "lnq_table1.json").get("networks", {}).get(name, ()):
+        if row["method"] == "tersor's best":
+            drop, half = -100 * row["change"], 196 * row["change_error"]
+            found.append({"name": name, "bytes": row["bytes"], "times": row["ratio"], "way": "trained as integers",
+                          "drop": {"mean": drop, "low": drop - half, "high": drop + half}})  # fmt: skip
     return found
 
 

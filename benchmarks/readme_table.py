@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from finetuned_report import GOOD, RATES, WAYS
+from finetuned_report import GOOD, RATES, WAYS, files_of
 from frontier_networks import TITLES
 from frontier_report import CODECS, curves, size_at
 
@@ -27,8 +27,8 @@ SHOWN = (0.01, 0.03, 0.1)
 """KL of the points of a curve that are shown."""
 RESULTS = ROOT / "benchmarks" / "results" / "frontier.json"
 TUNED = RESULTS.with_name("finetuned.json")
-MADE = {"plain": "compressed", "recovered": "compressed, recovered", "start": "compressed, no trellis",
-        "tuned": "fine-tuned"}  # fmt: skip
+MADE = {WAYS["plain"]: "compressed", WAYS["recovered"]: "compressed, recovered", WAYS["start"]: "compressed",
+        WAYS["tuned"]: "fine-tuned"}  # fmt: skip
 FULL_TITLES = {"alexnet_cifar": "AlexNet (CIFAR size)", "vgg16_bn_cifar": "VGG-16-BN, narrow",
                "vgg16_bn_full": "VGG-16-BN", "resnet18_cifar": "ResNet-18, narrow", "resnet18_full": "ResNet-18",
                "densenet_cifar": "DenseNet, small", "densenet_bc_100_12_cifar": "DenseNet-BC-100-12",
@@ -101,15 +101,16 @@ def lossless_table(cases: dict[str, Any]) -> str:
     rows = []
     for name in RATES:
         own = [case for key, case in cases.items() if key.startswith(f"{name}:") and "fp32" in case]
-        files = [(case[way]["bytes"], case["fp32_bytes"], way, case[way]["drop"]) for case in own for way in WAYS
-                 if way in case and lossless(case[way]["drop"])]  # fmt: skip
-        if not files:
+        files = [file for file in files_of(name, cases) if lossless(file["drop"])]
+        if not files or not own:
             continue
-        size, whole, way, drop = min(files, key=lambda file: file[0])
+        best, whole = min(files, key=lambda file: file["bytes"]), own[0]["fp32_bytes"]
+        size, drop = best["bytes"], best["drop"]
         peers = [point["bytes"] for point in cases.get(f"{name}:nncodec", {}).get("points", [])
                  if lossless(point["drop"])]  # fmt: skip
         rows.append([FULL_TITLES[name], f"{100 * own[0]['fp32']:.2f}", f"{whole:,}", f"{size:,}", f"{whole / size:.1f}",
-                     f"{-drop['mean']:+.2f} ({-drop['high']:+.2f} to {-drop['low']:+.2f})", MADE[way],
+                     f"{-drop['mean']:+.2f} ({-drop['high']:+.2f} to {-drop['low']:+.2f})",
+                     MADE.get(best["way"], best["way"]),
                      f"{min(peers):,} ({whole / min(peers):.1f})" if peers else ""])  # fmt: skip
     header = ["network", "top-1 %", "fp32 bytes", "bytes", "times smaller", "change, points", "how", "NNCodec"]
     return markdown(header, rows)
