@@ -41,6 +41,7 @@ CASES = Cases(NAMES, common.RESULTS / "finetuned.json", common.ROOT / "docs" / "
 LOOKS = 15
 """At the held-out loss, while training."""
 FEW = {"resnet32": ("start", "tuned"), "vgg16_bn_full": ("start", "tuned"), "resnet18_full": ("plain",),
+       "densenet_bc_100_12_cifar:2": ("plain",),
        **dict.fromkeys(("lenet5:0.5", "alexnet_cifar:1", "alexnet_cifar:0.75", "resnet20:1.6", "resnet32:1",
                         "resnet56:0.77", "vgg16_bn_cifar:1", "resnet18_cifar:1", "resnet18_cifar:1.3",
                         "mobilenet_v2_cifar:2.4"), ("plain", "recovered"))}  # fmt: skip

@@ -12,7 +12,7 @@ RATES = {
     "resnet20": (1.6, 0.8), "resnet32": (1.0, 0.8), "resnet56": (0.77,),
     "vgg16_bn_cifar": (1.0, 0.6, 0.4, 0.32), "vgg16_bn_full": (0.32,),
     "resnet18_cifar": (1.3, 1.0, 0.6), "resnet18_full": (0.78, 0.4),
-    "densenet_cifar": (1.25,), "densenet_bc_100_12_cifar": (1.25,), "mobilenet_v2_cifar": (2.4, 1.6),
+    "densenet_cifar": (1.25,), "densenet_bc_100_12_cifar": (2.0, 1.25), "mobilenet_v2_cifar": (2.4, 1.6),
 }  # fmt: skip
 ABLATION = ("resnet20:1.3:ablation", "resnet20:1.6:ablation")
 PEER = tuple(f"{name}:nncodec" for name in RATES if name not in ("vgg16_bn_full", "resnet18_full"))
