@@ -60,7 +60,9 @@ def test_every_kind_of_layer(name: str, effort: int, tmp_path: Path) -> None:
         if not value.is_floating_point():
             assert after[key].equal(value), key
     assert decibels(outputs(model, x), outputs(restored, x)) > 35
-    assert packed.snr == pytest.approx(decibels(outputs(model, x), outputs(restored, x)), abs=0.02)
+    snr = decibels(outputs(model, x), outputs(restored, x))
+    # Above 90 dB the rounding of float32 shows, which other batches and other processors do otherwise.
+    assert packed.snr == pytest.approx(snr, abs=0.02 if snr < 90 else 0.1)
     assert packed.notes == []
     with tersor.load(path) as file:
         assert list(file) == list(before)
