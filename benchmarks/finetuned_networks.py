@@ -18,6 +18,7 @@ from networks import AlexNetCifar, CifarResNet, LeNet5, cifar, load, load_zoo
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tersor.training.loop import adam
 from tersor.training.recovery import blended
 from tersor.training.trainable import LATENT_RATE
 
@@ -77,10 +78,7 @@ class Bench:
 
     def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Adam at the network's own learning rate for integers."""
-        for group in groups:
-            if group["name"] == "latents":
-                group["lr"] = self.rate
-        return torch.optim.Adam(groups)
+        return adam(latents=self.rate)(groups)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Divergence from the fp32 network's answers, and cross entropy to smoothed labels where these count."""

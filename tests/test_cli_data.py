@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from network_module import installed
 
 import tersor
 from tersor import cli
@@ -41,14 +41,7 @@ wrong = dict
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A module with a network, its weights, calibration and evaluation arrays with labels."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TERSOR_DEBUG", raising=False)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "my_networks", raising=False)
-    Path("my_networks.py").write_text(NETWORK)
-    space: dict[str, object] = {}
-    exec(NETWORK, space)
-    model = space["make"]()  # type: ignore[operator]
+    model = installed("my_networks", NETWORK, tmp_path, monkeypatch)["make"]()
     torch.manual_seed(5)
     x = torch.randn(464, 3, 8, 8)
     with torch.no_grad():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from network_module import installed
 from torch import nn
 
 import tersor
@@ -45,14 +45,7 @@ def words():
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A module with a network, training inputs with labels, and a file of it at a low rate."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TERSOR_DEBUG", raising=False)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "tuned_networks", raising=False)
-    Path("tuned_networks.py").write_text(NETWORK)
-    space: dict[str, object] = {}
-    exec(NETWORK, space)
-    model = space["make"]()  # type: ignore[operator]
+    model = installed("tuned_networks", NETWORK, tmp_path, monkeypatch)["make"]()
     torch.manual_seed(5)
     x = torch.randn(400, 3, 8, 8)
     with torch.no_grad():
@@ -225,6 +218,24 @@ def test_views_are_what_they_say(view):
         moved = [(again[:, :, 1 + dy : 7 + dy, 2 + dx : 14 + dx] == middle).flatten(1).all(1)
                  for dy in (-1, 0, 1) for dx in (-2, -1, 0, 1, 2)]
         assert torch.stack(moved).sum(0).eq(1).all() and not moved[7].all()
+
+
+@pytest.mark.parametrize(("batches", "message"), [
+    ([torch.zeros(4, 3), torch.zeros(4, 2)], "all must be alike"),
+    ([torch.tensor([[1.0, float("nan")]])], "NaN or infinity"),
+    ([(torch.zeros(4, 3), torch.zeros(3))], "labels of shape"), ([], "has no inputs"), ([()], "tensors are needed"),
+])  # fmt: skip
+def test_odd_inputs_are_told(batches, message):
+    with pytest.raises(ConfigError, match=message):
+        Samples.of(batches, "it")
+
+
+def test_one_input_and_unknown_classes():
+    with pytest.raises(ConfigError, match="left on either side"):
+        Samples.of([torch.zeros(1, 3)], "it").split(0.1)
+    lessons = Lessons(nn.Identity(), Samples(torch.zeros(9, 4), torch.full((9,), 4)), label_weight=0.5)
+    with pytest.raises(ConfigError, match="the model has 4 classes"):
+        next(lessons.epoch(0))
 
 
 @pytest.mark.parametrize(("inputs", "views", "message"), [

@@ -65,13 +65,12 @@ def run(options: argparse.Namespace, reporter: Reporter) -> Outcome:
     for note in data.notes:
         reporter.note(note)
     with reporter.busy("reading inputs"):
-        from ..training.sampling import Samples
+        from ..training.sampling import Samples, compared, tuned_on
         samples = Samples.of(data, options.data)
         data_options.tell_skipped(data, reporter)
     training, judges = samples.split(options.held_out)
     del samples  # they are copies
     with reporter.busy(f"fine-tuning {os.path.basename(options.file)}"):
-        from ..training.sampling import compared, tuned_on
         tuned = tuned_on(packed, network, training, judges, steps=options.steps or STEPS, epochs=options.epochs,
                          size=options.size, label_weight=options.label_weight, views=options.views,
                          batch=options.batch, rate=options.rate, patience=options.patience, seed=options.seed,

@@ -286,6 +286,14 @@ class Run:
         return replace(self.best, price=packed.price, notes=[*packed.notes, note], decisions=packed.decisions)
 
 
+def adam(**rates: float) -> MakeOptimizer:
+    """Adam with other learning rates for groups of `Trainable.groups`, by name: latents, values, small."""
+    def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.Adam([{**group, "lr": rates.get(group["name"], group["lr"])} for group in groups])
+
+    return make
+
+
 def cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
     """Warm up for 3% of the steps, then fall to zero."""
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(

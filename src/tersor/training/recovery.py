@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..packed import Packed
 from ..stage import map_samples
-from .loop import finetune
+from .loop import adam, finetune
 
 STEPS, BATCH = 100, 64
 FEWEST = 40
@@ -53,12 +53,8 @@ def recover(packed: Packed, model: nn.Module, samples: Tensor | dict[str, Tensor
 
     held_out = [part_of(judges, slice(start, start + BATCH)) for start in range(0, kept, BATCH)]
 
-    def adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        for group in groups:
-            group["lr"] = {"latents": latents, "small": SMALL_RATE}.get(group["name"], group["lr"])
-        return torch.optim.Adam(groups)
-
-    return finetune(packed, model, epoch, steps=steps, held_out=held_out, optimizer=adam,
+    return finetune(packed, model, epoch, steps=steps, held_out=held_out,
+                    optimizer=adam(latents=latents, small=SMALL_RATE),
                     lean=LEAN if latents > 0.0 else 0.0, seed=seed,
                     every=max(1, steps // 4), autocast=autocast, progress=progress)
 

@@ -16,7 +16,7 @@ from ..evaluate import compare, logits
 from ..packed import Packed
 from ..restored import restore
 from . import losses
-from .loop import finetune
+from .loop import adam, finetune
 from .recovery import blended, shifted
 
 MOST_BYTES = 4 << 30
@@ -48,8 +48,16 @@ class Samples:
             if size > MOST_BYTES:
                 raise ConfigError(f"{what}: the inputs take more than {MOST_BYTES / 2 ** 30:g} GiB of memory; give "
                                   f"--images N to use fewer, or call tersor.finetune with a DataLoader of yours")
+            if inputs and (pair[0].shape[1:], pair[0].dtype) != (inputs[0].shape[1:], inputs[0].dtype):
+                raise ConfigError(f"{what} gives inputs of shape {list(pair[0].shape[1:])} ({pair[0].dtype}) after "
+                                  f"those of {list(inputs[0].shape[1:])} ({inputs[0].dtype}); all must be alike")
+            if pair[0].is_floating_point() and not bool(torch.isfinite(pair[0]).all()):
+                raise ConfigError(f"{what} gives inputs with NaN or infinity; mend or leave out that data")
             inputs.append(pair[0])
             labels += [torch.as_tensor(part) for part in pair[1:2]]
+            if labels and len(labels) == len(inputs) and labels[-1].shape != (len(pair[0]),):
+                raise ConfigError(f"{what} gives labels of shape {list(labels[-1].shape)} for {len(pair[0])} inputs: "
+                                  f"one class, a whole number, is needed for each")
         if not inputs:
             raise ConfigError(f"{what} has no inputs")
         known = len(labels) == len(inputs)
@@ -115,18 +123,25 @@ class Lessons:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + number)
         order = torch.randperm(len(self.training), generator=generator)
         for chosen in torch.split(order[: self.steps * self.batch], self.batch):
-            yield self._asked(self.training.part(chosen), lambda x: self._view(x, generator))
+            samples = self.training.part(chosen)
+            yield self._asked(Samples(self._view(samples.inputs, generator), samples.labels))
 
     def judging(self, samples: Samples) -> list[Any]:
         """Samples as they are, in batches."""
         return [self._asked(samples.part(which)) for which in torch.split(torch.arange(len(samples)), self.batch)]
 
-    def _asked(self, samples: Samples, view: Callable[[Tensor], Tensor] = lambda x: x) -> Any:
-        inputs = view(samples.inputs)
+    def _asked(self, samples: Samples) -> Any:
+        inputs = samples.inputs
         if self.label_weight == 0.0:
             return inputs
         with torch.no_grad(), losses.autocast(self.autocast, inputs):
-            return inputs, (losses.logits_of(losses.call(self.model, inputs)), samples.labels)
+            answers = losses.logits_of(losses.call(self.model, inputs))
+        labels = samples.labels
+        assert labels is not None
+        if int(labels.min()) < 0 or int(labels.max()) >= answers.shape[-1]:
+            raise ConfigError(f"labels go from {int(labels.min())} to {int(labels.max())}; the model has "
+                              f"{answers.shape[-1]} classes, from 0 on")
+        return inputs, (answers, labels)
 
     def _view(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         if "shift" in self.views:
@@ -154,15 +169,10 @@ def tuned_on(packed: Packed, model: nn.Module, training: Samples, judges: Sample
     lessons = Lessons(model, training, label_weight=label_weight, views=views, batch=batch, seed=seed,
                       autocast=autocast)
 
-    def adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        for group in groups:
-            if group["name"] == "latents" and rate is not None:
-                group["lr"] = rate
-        return torch.optim.Adam(groups)
-
     if state is not None:
         os.makedirs(state, exist_ok=True)
-    return finetune(packed, model, lessons.epoch, loss=lessons.loss, optimizer=adam, size=size,
+    return finetune(packed, model, lessons.epoch, loss=lessons.loss, size=size,
+                    optimizer=adam() if rate is None else adam(latents=rate),
                     steps=steps if epochs is None else epochs * lessons.steps, held_out=lessons.judging(judges),
                     patience=patience, autocast=autocast, seed=seed, progress=progress,
                     checkpoint=None if state is None else os.path.join(state, "finetune.checkpoint"))
